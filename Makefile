@@ -1,0 +1,40 @@
+# `make demo` and `make test` need nothing but Python: each makes a virtual environment and installs the project first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(abspath $(VENV))/bin
+
+# One stamp for each state of the files that say what to install: while they stay as they are, pip does not run.
+SETUP = settings.ini setup.py pyproject.toml
+STAMP = $(VENV)/installed-$(shell cat $(SETUP) | cksum | cut -d ' ' -f 1)
+
+.PHONY: help install demo test prepare lab clean
+help:
+	@echo "make demo     train and evaluate on moving shapes, print the table (15 minutes on 2 cores)"
+	@echo "make test     run every check of the project (15 minutes on 2 cores)"
+	@echo "make install  install the project with its developer tools into $(VENV)"
+	@echo "make prepare  after an edit: clean the notebooks, export the modules, write README.md"
+	@echo "make lab      open the notebooks in JupyterLab"
+	@echo "make clean    remove builds and caches, leave $(VENV) and runs/"
+
+install: $(STAMP)
+$(STAMP):
+	@echo "Installing into $(VENV); PyTorch is large, this takes some minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@rm -f $(VENV)/installed-* && touch $@
+
+demo: install
+	@$(BIN)/promptswitch demo
+
+test: install
+	@$(BIN)/python scripts/test.py
+
+prepare: install
+	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(BIN)/python scripts/readme.py
+
+lab: install
+	@$(BIN)/jupyter lab nbs
+
+clean:
+	@rm -rf build dist *.egg-info _docs _proc .pytest_cache
+	@find nbs promptswitch_nb scripts tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
