@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PRESETS', 'register_model', 'get_model_class', 'VideoCLIPConfig', 'VideoCLIP', 'PromptSwitchConfig',
-           'PromptSwitch', 'load_model', 'load_towers']
+           'PromptSwitch', 'load_model', 'load_towers', 'encode_gallery', 'encode_texts']
 
-# %% ../nbs/06_model.ipynb #362da57f
+# %% ../nbs/06_model.ipynb #3c39b76a
 import difflib
 import json
 import os
@@ -22,7 +22,7 @@ from torch import nn
 
 from .aggregation import PromptAggregation, mean_pool, sample_frames
 from .captioner import CaptioningHead, beam, greedy
-from .clip import CLIPTowers, from_huggingface, load_clip, load_state, tokenizer_from_json
+from .clip import CLIPTowers, from_huggingface, load_clip, load_state, token_lengths, tokenizer_from_json
 from .cube import PromptCube, detach
 from .switch import SwitchHook
 
@@ -302,6 +302,38 @@ def config_of(cls: VideoCLIP,
             close = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"{cls.__name__} has no option {name!r}{f'; did you mean {close[0]!r}' if close else ''}; it knows {known}")
     return replace(cls.PRESETS[preset], **options)
+
+# %% ../nbs/06_model.ipynb #8eea9b82
+@torch.inference_mode()
+def encode_gallery(
+    model: VideoCLIP,
+    batches, # dicts with frames (B,F,3,H,W) or None, index (B,) and bad (list)
+    *,
+    autocast: torch.dtype | None = None, # bfloat16 or float16 on a GPU; None: as the weights are
+) -> tuple[torch.Tensor, list[int], list]: # (N,E) unit norm on the CPU, float32; the index of each row; the failures
+    "Encode a gallery of videos, batch by batch."
+    rows, index, bad, device = [], [], [], model.clip.device
+    for batch in batches:
+        bad += batch["bad"]
+        if batch["frames"] is None: continue
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            rows.append(model.encode_video(batch["frames"].to(device, non_blocking=True)).float().cpu())
+        index += batch["index"].tolist()
+    return torch.cat(rows) if rows else torch.zeros(0, model.clip.embed_dim), index, bad
+
+@torch.inference_mode()
+def encode_texts(
+    model: VideoCLIP,
+    texts: list[str], # Q texts
+    *,
+    batch_size: int = 256, # texts at a time
+) -> torch.Tensor: # (Q,E) unit norm on the CPU, float32
+    "Encode many texts, those of like length together so that little padding is computed."
+    ids = model.clip.tokenizer(texts)
+    order = token_lengths(ids, model.clip.end).argsort()
+    out = torch.zeros(len(ids), model.clip.embed_dim)
+    for part in order.split(batch_size): out[part] = model.encode_text(ids[part]).float().cpu()
+    return out
 
 # %% ../nbs/06_model.ipynb #fd39ce55
 def _official_config(state: dict[str, torch.Tensor], vision_heads: int, text_heads: int) -> dict:
