@@ -83,7 +83,7 @@ def _best_caption(
     "Represent each video of the gallery by its caption that is most similar to the query (D18)."
     return sim.new_full((len(sim), n_videos), -torch.inf).scatter_reduce_(1, video_of_text.expand_as(sim), sim, "amax")
 
-# %% ../nbs/06c_metrics.ipynb #fcc20c81
+# %% ../nbs/06c_metrics.ipynb #097b3f42
 def _compare(text_rows, video_rows, video_of_text: Tensor, n_videos: int, chunk: int, tolerance: float) -> dict[str, Places]:
     "Place the queries of both directions, chunk by chunk; `text_rows` and `video_rows` give the similarities of a slice of them."
     Q, N, videos = len(video_of_text), n_videos, torch.arange(n_videos, device=video_of_text.device)
@@ -96,7 +96,7 @@ def _compare(text_rows, video_rows, video_of_text: Tensor, n_videos: int, chunk:
         counts["v2t"][:, part] = torch.stack(place(sim, videos[part], video_of_text, tolerance=tolerance))
         if Q > N: counts["v2t_official"][:, part] = torch.stack(place(_best_caption(sim, video_of_text, N), videos[part], videos, tolerance=tolerance))
     if Q == N: counts["v2t_official"] = counts["v2t"]
-    return {name: Places(*count) for name, count in counts.items()}
+    return {name: Places(*count.cpu()) for name, count in counts.items()}
 
 # %% ../nbs/06c_metrics.ipynb #091014f4
 def _check_owners(video_of_text: Tensor, n_texts: int, n_videos: int) -> None:
