@@ -21,7 +21,7 @@ ALLOWED = {name: set() for name in LEAVES} | {
     "efficiency": {"model"},
     "baselines": {"clip", "aggregation"},
 }
-ENTRY_POINTS = {"cli"}  # the command line may start any of the modules; nobody imports it
+ENTRY_POINTS = {"cli", "demo"}  # the command line and the demo start the other modules; no other module imports them
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # where a distribution and its module are called differently
 
 
