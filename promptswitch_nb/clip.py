@@ -103,11 +103,11 @@ def tokenizer_from_json(spec: dict | None) -> ClipTokenizer | WordTokenizer | No
     if kind not in kinds: raise ValueError(f"unknown tokenizer kind {kind!r}; known are {sorted(kinds)}")
     return kinds[kind](**options)
 
-# %% ../nbs/00_clip.ipynb #1ca42dc5
+# %% ../nbs/00_clip.ipynb #8347a699
 TINY_CONFIG = dict(
-    embed_dim=128,
-    vision_cfg=dict(image_size=64, patch_size=16, layers=4, width=128, head_width=32),
-    text_cfg=dict(context_length=32, vocab_size=49408, width=128, heads=4, layers=3),
+    embed_dim=64,
+    vision_cfg=dict(image_size=48, patch_size=16, layers=4, width=96, head_width=24),
+    text_cfg=dict(context_length=24, vocab_size=49408, width=64, heads=2, layers=2),
     quick_gelu=True,
 )
 
@@ -343,7 +343,7 @@ def load_state(
     if wrong: raise ValueError(f"{source} is of another size than this model: {'; '.join(wrong[:3])}")
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
 
-# %% ../nbs/00_clip.ipynb #3d8e790f
+# %% ../nbs/00_clip.ipynb #3c2cc962
 def model_config(
     name: str, # a name in open_clip's list, or "tiny"
 ) -> dict: # open_clip's model configuration
@@ -363,6 +363,7 @@ def load_clip(
     "Build CLIP's two towers and fill them with weights."
     path = Path(pretrained).expanduser() if pretrained else None
     if path is not None and path.is_dir(): return _load_huggingface(path, name)
+    if path is None and name == "tiny": return tiny_clip()
     config = model_config(name)
     towers = CLIPTowers(config, tokenizer=ClipTokenizer(config["text_cfg"]["context_length"]))
     if path is None: return towers
@@ -390,7 +391,7 @@ def _load_huggingface(folder: Path, name: str | None) -> CLIPTowers:
     load_state(towers.model, from_huggingface(_read_file(files[0])[0]), str(folder))
     return towers
 
-# %% ../nbs/00_clip.ipynb #b9ae3d02
+# %% ../nbs/00_clip.ipynb #1b48b2e9
 def tiny_clip(
     words: list[str] | None = None, # vocabulary of a WordTokenizer; None: CLIP's own tokenizer
     *,
@@ -399,4 +400,6 @@ def tiny_clip(
     "Build a CLIP that trains on a laptop."
     length = config["text_cfg"]["context_length"]
     tokenizer = ClipTokenizer(length) if words is None else WordTokenizer(words, length)
-    return CLIPTowers(config | dict(text_cfg=config["text_cfg"] | dict(vocab_size=tokenizer.vocab_size)), tokenizer=tokenizer)
+    towers = CLIPTowers(config | dict(text_cfg=config["text_cfg"] | dict(vocab_size=tokenizer.vocab_size)), tokenizer=tokenizer)
+    nn.init.normal_(towers.model.visual.positional_embedding, std=0.5)
+    return towers

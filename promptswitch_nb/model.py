@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PRESETS', 'register_model', 'get_model_class', 'VideoCLIPConfig', 'VideoCLIP', 'PromptSwitchConfig',
-           'PromptSwitch', 'load_model', 'load_towers', 'encode_gallery', 'encode_texts']
+           'PromptSwitch', 'load_model', 'load_towers', 'encode_gallery', 'encode_texts', 'provenance']
 
-# %% ../nbs/06_model.ipynb #3c39b76a
+# %% ../nbs/06_model.ipynb #bfff4ac1
 import difflib
 import json
 import os
+import platform
 import shutil
+import subprocess
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -22,7 +25,7 @@ from torch import nn
 
 from .aggregation import PromptAggregation, mean_pool, sample_frames
 from .captioner import CaptioningHead, beam, greedy
-from .clip import CLIPTowers, from_huggingface, load_clip, load_state, token_lengths, tokenizer_from_json
+from .clip import CLIPTowers, from_huggingface, load_clip, load_state, tiny_clip, token_lengths, tokenizer_from_json
 from .cube import PromptCube, detach
 from .switch import SwitchHook
 
@@ -256,7 +259,7 @@ def load_model(
     load_state(model, state, str(file))
     return model if captioner else model.drop_captioner()
 
-# %% ../nbs/06_model.ipynb #cbee9f55
+# %% ../nbs/06_model.ipynb #bfcf9429
 @patch(cls_method=True)
 def load(cls: VideoCLIP,
     folder: str | Path, # what save() wrote
@@ -271,8 +274,11 @@ def load(cls: VideoCLIP,
 def load_towers(
     name: str | None, # architecture, as in load_clip
     pretrained: str | Path | None, # as in load_clip, or a folder written by save()
+    *,
+    words: list[str] | None = None, # vocabulary of a tiny CLIP without weights; None: CLIP's own
 ) -> CLIPTowers:
     "Load CLIP's towers, from all that load_clip reads and from a saved model."
+    if name == "tiny" and not pretrained: return tiny_clip(words)
     folder = Path(pretrained).expanduser() if pretrained else None
     if folder is None or not (folder / "config.json").exists() or '"promptswitch_nb model' not in (folder / "config.json").read_text():
         return load_clip(name, pretrained=pretrained)
@@ -334,6 +340,16 @@ def encode_texts(
     out = torch.zeros(len(ids), model.clip.embed_dim)
     for part in order.split(batch_size): out[part] = model.encode_text(ids[part]).float().cpu()
     return out
+
+# %% ../nbs/06_model.ipynb #9971e669
+def provenance(
+    device: str | torch.device, # where it was computed
+) -> dict[str, str]:
+    "Name the commit, the device and the library versions behind a number."
+    name = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    try: commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=Path(__file__).parent if "__file__" in globals() else None, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError): commit = "not in a git checkout"
+    return dict(commit=commit, device=name, torch=torch.__version__, open_clip=open_clip.__version__)
 
 # %% ../nbs/06_model.ipynb #fd39ce55
 def _official_config(state: dict[str, torch.Tensor], vision_heads: int, text_heads: int) -> dict:

@@ -7,11 +7,11 @@ __all__ = ['CLIP_MEAN', 'CLIP_STD', 'sample_indices', 'write_video', 'VideoError
            'VideoReader', 'PyAVReader', 'DecordReader', 'open_video', 'read_frames', 'normalise', 'resize',
            'whole_frame', 'centre_crop', 'draw_crop', 'random_crop', 'frame_transform', 'load_frames']
 
-# %% ../nbs/06a_video.ipynb #67bc4b20
+# %% ../nbs/06a_video.ipynb #16e7a255
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
