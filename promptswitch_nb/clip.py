@@ -103,12 +103,12 @@ def tokenizer_from_json(spec: dict | None) -> ClipTokenizer | WordTokenizer | No
     if kind not in kinds: raise ValueError(f"unknown tokenizer kind {kind!r}; known are {sorted(kinds)}")
     return kinds[kind](**options)
 
-# %% ../nbs/00_clip.ipynb #8347a699
+# %% ../nbs/00_clip.ipynb #da532f44
 TINY_CONFIG = dict(
     embed_dim=64,
     vision_cfg=dict(image_size=48, patch_size=16, layers=4, width=96, head_width=24),
     text_cfg=dict(context_length=24, vocab_size=49408, width=64, heads=2, layers=2),
-    quick_gelu=True,
+    quick_gelu=False,
 )
 
 # %% ../nbs/00_clip.ipynb #b839e3ff

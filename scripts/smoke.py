@@ -28,8 +28,8 @@ def papermill(notebook: str, folder: Path, **parameters) -> None:
 def main() -> None:
     dataset, folder = sys.argv[1], Path(sys.argv[2]).resolve()
     data, run, results = folder / "data", folder / "run", folder / "results"
-    data.mkdir(parents=True)
-    if dataset != "shapes":  # moving shapes are made by the notebook
+    folder.mkdir(parents=True, exist_ok=True)
+    if dataset != "shapes":  # notebook 07 makes those
         write_example(dataset, data, n_videos=24)
     papermill("07_train", folder, dataset=dataset, data_root=data, output_dir=run, steps=2, batch_size=4)
     papermill("08_evaluate", folder, dataset=dataset, data_root=data, checkpoint=run / "last", results_dir=results)

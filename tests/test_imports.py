@@ -16,7 +16,7 @@ ALLOWED = {name: set() for name in LEAVES} | {
     "datasets": {"video"},
     "shapes": {"video", "datasets"},
     "train": {"model", "losses", "metrics"} | DATA,
-    "evaluate": {"model", "metrics"} | DATA,
+    "evaluate": {"model", "metrics", "video"} | DATA,
     "search": {"model", "video"},
     "efficiency": {"model"},
     "baselines": {"clip", "aggregation"},
