@@ -499,7 +499,7 @@ class DecodedClip:
         "Return the frames at these positions"
         return self._frames[indices]
 
-# %% ../nbs/06b_datasets.ipynb #03f85219
+# %% ../nbs/06b_datasets.ipynb #505c206b
 class FrameSource:
     "Turn a file into sampled and transformed frames (F, 3, H, W)"
     def __init__(
@@ -509,10 +509,11 @@ class FrameSource:
         n_frames: int,  # F
         frames_per_chunk: int | None,  # P, or None for one chunk
         mode: str,  # how frames are drawn, see `sample_indices`
-        cache: bool = False,  # keep all frames of every clip in memory; for small clips only
+        cache: bool = False,  # keep in memory what was read; for small data only
+        fixed: bool = False,  # nothing is drawn, so the finished frames can be kept instead of the decoded clip
     ):
         self.transform, self.n_frames, self.frames_per_chunk, self.mode = transform, n_frames, frames_per_chunk, mode
-        self.clips = {} if cache else None
+        self.clips, self.finished = ({} if cache and not fixed else None), ({} if cache and fixed else None)
 
     def open(
         self,
@@ -530,11 +531,17 @@ class FrameSource:
         rng: np.random.Generator,  # draws the frames and seeds the transform
     ) -> torch.Tensor:  # (F, 3, H, W)
         "Read, sample and transform"
+        if self.finished is None: return self.make(path, rng)
+        if path not in self.finished: self.finished[path] = self.make(path, rng)
+        return self.finished[path]
+
+    def make(self, path: str, rng: np.random.Generator) -> torch.Tensor:
+        "Read, sample and transform, without a look at what was finished before"
         draw = partial(sample_indices, n_frames=self.n_frames, frames_per_chunk=self.frames_per_chunk, mode=self.mode, rng=rng)
         frames = read_frames(self.open(path), draw)
         return self.transform(frames, generator=torch.Generator().manual_seed(int(rng.integers(2**63))))
 
-# %% ../nbs/06b_datasets.ipynb #2ecd2fd4
+# %% ../nbs/06b_datasets.ipynb #97c8060a
 class VideoTextDataset(Dataset):
     "Give training samples: a caption and frames of its video, augmented as (seed, epoch, index) say"
     def __init__(
@@ -554,7 +561,7 @@ class VideoTextDataset(Dataset):
     ):
         self.pairs, self.seed, self.max_tries = list(pairs), seed, max_tries
         transform = frame_transform(image_size, train=augment, preset=preset, flip=flip)
-        self.source = FrameSource(transform, n_frames=n_frames, frames_per_chunk=frames_per_chunk, mode=mode, cache=cache)
+        self.source = FrameSource(transform, n_frames=n_frames, frames_per_chunk=frames_per_chunk, mode=mode, cache=cache, fixed=not augment and mode.endswith("uniform"))
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def __len__(self): return len(self.pairs)
