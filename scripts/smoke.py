@@ -5,6 +5,7 @@
 writes FOLDER/data, runs notebooks 07 and 08 on it for two steps, and fails when one of them fails or no results come out.
 """
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from promptswitch_nb.datasets import write_example
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "nbs"
+ENV = {name: value for name, value in os.environ.items() if name != "PROMPTSWITCH_TEST_DATA"}  # tests on real data are for `nbdev_test`
 
 
 def papermill(notebook: str, folder: Path, **parameters) -> None:
@@ -19,7 +21,7 @@ def papermill(notebook: str, folder: Path, **parameters) -> None:
     options = [part for name, value in parameters.items() for part in ["-p", name, str(value)]]
     copy = folder / f"{notebook}.ipynb"
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", NOTEBOOKS / copy.name, copy, *options]
-    result = subprocess.run([str(part) for part in command], cwd=NOTEBOOKS.parent, capture_output=True, text=True)
+    result = subprocess.run([str(part) for part in command], cwd=NOTEBOOKS.parent, env=ENV, capture_output=True, text=True)
     if result.returncode:
         error = result.stderr.rpartition("Exception encountered")[2]  # leave out papermill's own stack
         sys.exit(f"{error[-4000:]}\n{notebook} failed with {' '.join(options)}")
