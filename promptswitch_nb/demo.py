@@ -41,7 +41,7 @@ def demo_config(
     start = {} if stage == "stills" else dict(pretrained=str(folder / "stills" / "best"))
     return TrainConfig.from_dict(SHARED | start | STAGES[stage] | dict(seed=seed, data_root=str(data), output_dir=str(folder / stage), resume=True) | changes)
 
-# %% ../nbs/08a_demo.ipynb #233bee6c
+# %% ../nbs/08a_demo.ipynb #d5870b26
 def save_pictures(
     encoded: dict, # from evaluate
     path: Path, # the picture to write
@@ -63,7 +63,7 @@ def run_demo(
     **shapes, # sizes of the world, if it has to be made
 ) -> dict: # what demo_table shows
     "Run the demo and write <results_dir>/demo-seed<seed>.json."
-    print(f"making the moving shapes in {data}", flush=True)
+    print("making the moving shapes, where they are missing", flush=True)
     make_shapes(data, **shapes)
     found, start = dict(seed=seed, systems={}), time.perf_counter()
     for stage in STAGES:
@@ -74,7 +74,7 @@ def run_demo(
         for split in ("test", "compose"):
             config = EvaluateConfig(str(Path(run) / "last"), "shapes", str(data), split=split, n_frames=6, batch_size=64, run=f"demo-seed{seed}-{stage}-{split}", results_dir=str(results_dir))
             found["systems"][stage][split], encoded = evaluate(config)
-            if split == "test": save_pictures(encoded, Path(results_dir) / f"demo-seed{seed}-{stage}.png", TITLES[stage])
+            if split == "test": save_pictures(encoded, Path(results_dir) / f"demo-seed{seed}-{stage}.jpg", TITLES[stage])
     found["seconds"] = round(time.perf_counter() - start, 1)
     file = Path(results_dir) / f"demo-seed{seed}.json"
     part = file.with_name(file.name + ".part")

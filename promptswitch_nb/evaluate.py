@@ -23,7 +23,7 @@ from .model import VideoCLIP, encode_gallery, encode_texts, load_model, provenan
 from .shapes import motion_pairs
 from .video import open_video, read_frames
 
-# %% ../nbs/08_evaluate.ipynb #64506e40
+# %% ../nbs/08_evaluate.ipynb #1ab4a829
 @dataclass(frozen=True)
 class EvaluateConfig:
     "Say which checkpoint is evaluated on what."
@@ -46,6 +46,12 @@ class EvaluateConfig:
         for name, kind in (("n_frames", int), ("batch_size", int), ("workers", int), ("max_bad_share", float)):
             if not isinstance(getattr(self, name), kind) or getattr(self, name) < (0 if name in ("workers", "max_bad_share") else 1):
                 raise ValueError(f"{name} must be a positive {kind.__name__}, got {getattr(self, name)!r}")
+    @classmethod
+    def from_dict(cls, values: dict):
+        "Make a config; refuse a name that is no field."
+        for name in values:
+            if name not in cls.__dataclass_fields__: raise ValueError(f"there is no setting {name!r}; the settings are {', '.join(cls.__dataclass_fields__)}")
+        return cls(**values)
 
 # %% ../nbs/08_evaluate.ipynb #c77feca2
 def encode_split(

@@ -34,8 +34,10 @@ def make_readme() -> str:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\]\(([^)\s]+)\)", relative_to_root, cell.source)
         else:
-            cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
+            shown = re.search(r"^#\|\s*echo:\s*false", cell.source, re.M) is None  # otherwise its output alone
+            cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M) if shown else ""
     text, _ = MarkdownExporter().from_notebook_node(nb)
+    text = re.sub(r"```python\s*```\n", "", text)
     text = "\n".join(line.rstrip() for line in text.splitlines())
     return HEADER + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
