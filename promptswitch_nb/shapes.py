@@ -8,12 +8,11 @@ __all__ = ['DIRECTIONS', 'OPPOSITE', 'MOTIONS', 'VERBS', 'FORMS', 'COLOURS', 'SH
            'distance', 'paint', 'draw_ground', 'trajectory', 'Scene', 'render', 'render_still', 'write_mp4',
            'combinations', 'make_shapes', 'MotionPair', 'motion_pairs']
 
-# %% ../nbs/06d_shapes.ipynb #b2754e33
+# %% ../nbs/06d_shapes.ipynb #cd2e77c7
 import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -249,7 +248,7 @@ def combinations(
     cut = round(HELD_OUT * len(pairs))
     return [pairs[i] for i in order[cut:]], [pairs[i] for i in order[:cut]]
 
-# %% ../nbs/06d_shapes.ipynb #44bbfea0
+# %% ../nbs/06d_shapes.ipynb #2b4fcb1f
 def _captions(scene, motion, rng, n):
     "Draw n different phrasings for a video: (the captions, the first one's caption of the reversed video)."
     details = ["", "", "size", "ground"] + ["ring"] * bool(scene.look.ring)
@@ -274,7 +273,7 @@ def _make_split(folder, split, combos, n, *, seed, n_captions, size, n_frames):
             record = dict(captions=captions, reversed_caption=reversed_caption, **scene.look._asdict(), motion=motion)
         write_mp4(folder / "videos" / video, frames)
         return dict(video=video) | record
-    with ThreadPoolExecutor(2) as pool: return list(pool.map(make, range(n)))
+    return [make(i) for i in range(n)]
 
 # %% ../nbs/06d_shapes.ipynb #cd64d1a7
 def make_shapes(
