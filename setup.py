@@ -1,20 +1,35 @@
-"Package metadata, read from settings.ini, where nbdev keeps it."
+"""Package metadata, read from settings.ini, where nbdev keeps it."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_packages
+from setuptools import setup
 
 HERE = Path(__file__).parent
 PYTHONS = ["3.10", "3.11", "3.12"]
-STATUSES = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable", "6 - Mature", "7 - Inactive"]
+STATUSES = [
+    "1 - Planning",
+    "2 - Pre-Alpha",
+    "3 - Alpha",
+    "4 - Beta",
+    "5 - Production/Stable",
+    "6 - Mature",
+    "7 - Inactive",
+]
 # decord has wheels for these platforms alone; elsewhere video is read through PyAV.
-DECORD_WHEELS = 'sys_platform == "win32" or (sys_platform == "linux" and platform_machine == "x86_64")'
+DECORD_WHEELS = (
+    'sys_platform == "win32" or (sys_platform == "linux" and platform_machine == "x86_64")'
+)
 
 parser = ConfigParser()
 parser.read(HERE / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
-requirements = [f"{name}; {DECORD_WHEELS}" if name.startswith("decord") else name for name in cfg["requirements"].split()]
+requirements = [
+    f"{name}; {DECORD_WHEELS}" if name.startswith("decord") else name
+    for name in cfg["requirements"].split()
+]
 classifiers = [
     f"Development Status :: {STATUSES[int(cfg['status']) - 1]}",
     f"Intended Audience :: {cfg['audience']}",

@@ -17,82 +17,118 @@ from torch import nn
 
 # %% ../nbs/04_captioning_head.ipynb #af328e09
 class CaptioningHead(nn.Module):
-    "Score every next word of a caption given the words before it and the frame vectors: p(w_l | w_<l, frames) of Eq. 4."
+    """Score every next word of a caption given the words before it and the frame vectors: p(w_l | w_<l, frames) of Eq. 4."""
+
     def __init__(
         self,
-        vocab_size: int, # V
-        width: int, # width of the text embeddings and of the decoder
+        vocab_size: int,  # V
+        width: int,  # width of the text embeddings and of the decoder
         *,
-        heads: int, # attention heads; must divide `width`
-        layers: int, # M: the paper uses 3, the released code 2
-        memory_width: int | None = None, # width of the frame vectors: D (paper) or E (released code); None means `width`
-        feedforward: int | None = None, # hidden width of the MLP; None means 4 * `width`
-        dropout: float = 0.0, # inside the decoder layers, in training mode only
-        token_embedding: Tensor | None = None, # (V, width) copied into the output layer; None keeps PyTorch's random start
+        heads: int,  # attention heads; must divide `width`
+        layers: int,  # M: the paper uses 3, the released code 2
+        memory_width: int
+        | None = None,  # width of the frame vectors: D (paper) or E (released code); None means `width`
+        feedforward: int | None = None,  # hidden width of the MLP; None means 4 * `width`
+        dropout: float = 0.0,  # inside the decoder layers, in training mode only
+        token_embedding: Tensor
+        | None = None,  # (V, width) copied into the output layer; None keeps PyTorch's random start
     ):
         super().__init__()
-        if width % heads: raise ValueError(f"{heads} heads do not divide a width of {width}: choose another number of heads")
+        if width % heads:
+            raise ValueError(
+                f"{heads} heads do not divide a width of {width}: choose another number of heads"
+            )
         memory_width = width if memory_width is None else memory_width
         self.width, self.memory_width = width, memory_width
         self.prenorm = nn.LayerNorm(width)
-        self.memory_projection = nn.Linear(memory_width, width) if memory_width != width else nn.Identity()
-        layer = nn.TransformerDecoderLayer(width, heads, feedforward or 4 * width, dropout, batch_first=True)
+        self.memory_projection = (
+            nn.Linear(memory_width, width) if memory_width != width else nn.Identity()
+        )
+        layer = nn.TransformerDecoderLayer(
+            width, heads, feedforward or 4 * width, dropout, batch_first=True
+        )
         self.decoder = nn.TransformerDecoder(layer, layers, norm=nn.LayerNorm(width))
         self.output = nn.Linear(width, vocab_size)
         nn.init.zeros_(self.output.bias)
         if token_embedding is not None:
             if token_embedding.shape != (vocab_size, width):
-                raise ValueError(f"the token embedding has shape {tuple(token_embedding.shape)}, the output layer {(vocab_size, width)}: they must agree")
+                raise ValueError(
+                    f"the token embedding has shape {tuple(token_embedding.shape)}, the output layer {(vocab_size, width)}: they must agree"
+                )
             self.output.weight.data.copy_(token_embedding)
 
 # %% ../nbs/04_captioning_head.ipynb #7e53e3f3
 @patch
 def hidden(
     self: CaptioningHead,
-    token_embeddings: Tensor, # (B, W', width) token + position embeddings of the caption so far
-    memory: Tensor, # (B, F, memory_width) frame vectors
-) -> Tensor: # (B, W', width)
-    "Run the decoder layers under the causal mask."
-    if token_embeddings.shape[-1] != self.width: raise ValueError(f"token embeddings are {token_embeddings.shape[-1]} wide, the head {self.width}")
-    if memory.shape[-1] != self.memory_width: raise ValueError(f"memory is {memory.shape[-1]} wide, the head was built with memory_width={self.memory_width}")
-    if len(memory) != len(token_embeddings): raise ValueError(f"{len(token_embeddings)} captions but frame vectors of {len(memory)} videos: one video per caption")
+    token_embeddings: Tensor,  # (B, W', width) token + position embeddings of the caption so far
+    memory: Tensor,  # (B, F, memory_width) frame vectors
+) -> Tensor:  # (B, W', width)
+    """Run the decoder layers under the causal mask."""
+    if token_embeddings.shape[-1] != self.width:
+        raise ValueError(
+            f"token embeddings are {token_embeddings.shape[-1]} wide, the head {self.width}"
+        )
+    if memory.shape[-1] != self.memory_width:
+        raise ValueError(
+            f"memory is {memory.shape[-1]} wide, the head was built with memory_width={self.memory_width}"
+        )
+    if len(memory) != len(token_embeddings):
+        raise ValueError(
+            f"{len(token_embeddings)} captions but frame vectors of {len(memory)} videos: one video per caption"
+        )
     n_tokens = token_embeddings.shape[1]
-    future = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=memory.device).triu(1)  # True = hidden
-    return self.decoder(self.prenorm(token_embeddings), self.memory_projection(memory), tgt_mask=future, tgt_is_causal=True)
+    future = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=memory.device).triu(
+        1
+    )  # True = hidden
+    return self.decoder(
+        self.prenorm(token_embeddings),
+        self.memory_projection(memory),
+        tgt_mask=future,
+        tgt_is_causal=True,
+    )
+
 
 @patch
 def forward(
     self: CaptioningHead,
-    token_embeddings: Tensor, # (B, W', width)
-    memory: Tensor, # (B, F, memory_width)
-) -> Tensor: # (B, W', V) logits; row l scores the token after token l
-    "Return the logits of every next token; for training, W' = W - 1 (the caption without its last token)."
+    token_embeddings: Tensor,  # (B, W', width)
+    memory: Tensor,  # (B, F, memory_width)
+) -> Tensor:  # (B, W', V) logits; row l scores the token after token l
+    """Return the logits of every next token; for training, W' = W - 1 (the caption without its last token)."""
     return self.output(self.hidden(token_embeddings, memory))
 
 # %% ../nbs/04_captioning_head.ipynb #e74fcb0a
 @contextmanager
 def _eval_mode(module: nn.Module):
-    "Put `module` in evaluation mode inside the block and restore its mode after it."
+    """Put `module` in evaluation mode inside the block and restore its mode after it."""
     training = module.training
     module.eval()
-    try: yield
-    finally: module.train(training)
+    try:
+        yield
+    finally:
+        module.train(training)
+
 
 def _next_log_probs(head, embed, tokens, memory, start):
-    "Return log p(next token | tokens, memory), (B, V), with the start token ruled out."
+    """Return log p(next token | tokens, memory), (B, V), with the start token ruled out."""
     last = head.hidden(embed(tokens), memory)[:, -1]
     log_probs = head.output(last).float().log_softmax(-1)
     log_probs[:, start] = -torch.inf
     return log_probs
 
+
 def _captions(tokens, end):
-    "Cut each row of (B, 1 + W') tokens behind the start token and before the first end token."
+    """Cut each row of (B, 1 + W') tokens behind the start token and before the first end token."""
     rows = tokens[:, 1:].tolist()
-    return [row[:row.index(end)] if end in row else row for row in rows]
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
 
 def _continuations(score, length, log_probs, done, end, length_penalty):
-    "Choose the best continuations of (B, K) beginnings by their next-token log_probs (B, K, V): parent, token, score, length, each (B, K)."
-    log_probs = log_probs.masked_fill(done[..., None], -torch.inf)  # a finished caption goes on with the end token only, ...
+    """Choose the best continuations of (B, K) beginnings by their next-token log_probs (B, K, V): parent, token, score, length, each (B, K)."""
+    log_probs = log_probs.masked_fill(
+        done[..., None], -torch.inf
+    )  # a finished caption goes on with the end token only, ...
     log_probs[..., end].masked_fill_(done, 0)  # ... at no cost
     total, length = score[..., None] + log_probs, length + ~done
     ranked = total / length[..., None] ** length_penalty
@@ -104,49 +140,68 @@ def _continuations(score, length, log_probs, done, end, length_penalty):
 @torch.no_grad()
 def greedy(
     head: CaptioningHead,
-    embed: Callable[[Tensor], Tensor], # token ids (B, W') -> token + position embeddings (B, W', width)
-    memory: Tensor, # (B, F, memory_width) frame vectors
+    embed: Callable[
+        [Tensor], Tensor
+    ],  # token ids (B, W') -> token + position embeddings (B, W', width)
+    memory: Tensor,  # (B, F, memory_width) frame vectors
     *,
-    start: int, # id of the start token
-    end: int, # id of the end token
-    max_len: int, # most tokens in a caption, start and end not counted; `embed` needs as many positions
-) -> list[list[int]]: # B captions as token ids, without start and end
-    "Write one caption per video by taking the likeliest next token until the end token."
-    if max_len < 1: raise ValueError(f"max_len must be at least 1, got {max_len}")
+    start: int,  # id of the start token
+    end: int,  # id of the end token
+    max_len: int,  # most tokens in a caption, start and end not counted; `embed` needs as many positions
+) -> list[list[int]]:  # B captions as token ids, without start and end
+    """Write one caption per video by taking the likeliest next token until the end token."""
+    if max_len < 1:
+        raise ValueError(f"max_len must be at least 1, got {max_len}")
     tokens = torch.full((len(memory), 1), start, device=memory.device)
     with _eval_mode(head):
         for _ in range(max_len):
             best = _next_log_probs(head, embed, tokens, memory, start).argmax(-1, keepdim=True)
             tokens = torch.cat([tokens, best], 1)
-            if (tokens == end).any(1).all(): break
+            if (tokens == end).any(1).all():
+                break
     return _captions(tokens, end)
 
 # %% ../nbs/04_captioning_head.ipynb #2f81434c
 @torch.no_grad()
 def beam(
     head: CaptioningHead,
-    embed: Callable[[Tensor], Tensor], # token ids (B, W') -> token + position embeddings (B, W', width)
-    memory: Tensor, # (B, F, memory_width) frame vectors
+    embed: Callable[
+        [Tensor], Tensor
+    ],  # token ids (B, W') -> token + position embeddings (B, W', width)
+    memory: Tensor,  # (B, F, memory_width) frame vectors
     *,
-    start: int, # id of the start token
-    end: int, # id of the end token
-    max_len: int, # most tokens in a caption, start and end not counted; `embed` needs as many positions
-    beams: int = 4, # beginnings kept per video, from 1 to V - 1
-    length_penalty: float = 0.0, # rank by log-probability / length ** length_penalty: 0 is the most probable caption, 1 the mean per token
-) -> list[list[int]]: # B captions as token ids, without start and end
-    "Write one caption per video by beam search."
+    start: int,  # id of the start token
+    end: int,  # id of the end token
+    max_len: int,  # most tokens in a caption, start and end not counted; `embed` needs as many positions
+    beams: int = 4,  # beginnings kept per video, from 1 to V - 1
+    length_penalty: float = 0.0,  # rank by log-probability / length ** length_penalty: 0 is the most probable caption, 1 the mean per token
+) -> list[list[int]]:  # B captions as token ids, without start and end
+    """Write one caption per video by beam search."""
     B, V = len(memory), head.output.out_features
-    if max_len < 1: raise ValueError(f"max_len must be at least 1, got {max_len}")
-    if not 1 <= beams < V: raise ValueError(f"beams must be between 1 and {V - 1} with a vocabulary of {V} tokens (the start token is never written), got {beams}")
+    if max_len < 1:
+        raise ValueError(f"max_len must be at least 1, got {max_len}")
+    if not 1 <= beams < V:
+        raise ValueError(
+            f"beams must be between 1 and {V - 1} with a vocabulary of {V} tokens (the start token is never written), got {beams}"
+        )
     memory = repeat(memory, "B F D -> (B K) F D", K=beams)
     tokens = torch.full((B, beams, 1), start, device=memory.device)
-    score = torch.full((B, beams), -torch.inf, device=memory.device)  # log-probability of each beginning
+    score = torch.full(
+        (B, beams), -torch.inf, device=memory.device
+    )  # log-probability of each beginning
     score[:, 0] = 0  # at first there is one beginning, not `beams` equal ones
     length = torch.zeros_like(score)
     with _eval_mode(head):
         for _ in range(max_len):
-            log_probs = _next_log_probs(head, embed, tokens.flatten(0, 1), memory, start).view(B, beams, V)
-            parent, token, score, length = _continuations(score, length, log_probs, tokens[..., -1] == end, end, length_penalty)
-            tokens = torch.cat([tokens.gather(1, parent[..., None].expand_as(tokens)), token[..., None]], -1)
-            if (tokens[..., -1] == end).all(): break
+            log_probs = _next_log_probs(head, embed, tokens.flatten(0, 1), memory, start).view(
+                B, beams, V
+            )
+            parent, token, score, length = _continuations(
+                score, length, log_probs, tokens[..., -1] == end, end, length_penalty
+            )
+            tokens = torch.cat(
+                [tokens.gather(1, parent[..., None].expand_as(tokens)), token[..., None]], -1
+            )
+            if (tokens[..., -1] == end).all():
+                break
     return _captions(tokens[:, 0], end)

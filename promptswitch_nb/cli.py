@@ -12,21 +12,28 @@ from importlib import import_module
 
 # %% ../nbs/08b_cli.ipynb #7810835f
 def add_check_data(parser: argparse.ArgumentParser):
-    "Declare the arguments of `promptswitch check-data`."
+    """Declare the arguments of `promptswitch check-data`."""
     parser.add_argument("dataset", help="msrvtt, msvd, lsmdc, activitynet, folder or shapes")
     parser.add_argument("--root", required=True, help="folder of the dataset")
     parser.add_argument("--variant", help="of the dataset, such as 9k")
-    parser.add_argument("--no-decode", action="store_true", help="do not open the videos, only look whether they are there")
+    parser.add_argument(
+        "--no-decode",
+        action="store_true",
+        help="do not open the videos, only look whether they are there",
+    )
 
-def run_check_data(args: argparse.Namespace) -> int: # exit code
-    "Print what a data tree has, lacks and cannot decode."
-    report = import_module("promptswitch_nb.datasets").check_data(args.dataset, args.root, variant=args.variant, decode=not args.no_decode)
+
+def run_check_data(args: argparse.Namespace) -> int:  # exit code
+    """Print what a data tree has, lacks and cannot decode."""
+    report = import_module("promptswitch_nb.datasets").check_data(
+        args.dataset, args.root, variant=args.variant, decode=not args.no_decode
+    )
     print(report.table())
     return 0 if report.ok else 1
 
 # %% ../nbs/08b_cli.ipynb #042d2eaa
 def add_evaluate(parser: argparse.ArgumentParser):
-    "Declare the arguments of `promptswitch evaluate`."
+    """Declare the arguments of `promptswitch evaluate`."""
     parser.add_argument("checkpoint", help="folder that training saved, such as runs/msrvtt/best")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data-root", required=True)
@@ -36,49 +43,84 @@ def add_evaluate(parser: argparse.ArgumentParser):
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
     parser.add_argument("--results-dir", default="results")
-    parser.add_argument("--max-bad-share", type=float, default=0.01, help="share of videos that may fail to decode")
+    parser.add_argument(
+        "--max-bad-share", type=float, default=0.01, help="share of videos that may fail to decode"
+    )
 
-def run_evaluate(args: argparse.Namespace) -> int: # exit code
-    "Evaluate a checkpoint, print its row beside the paper's, write results/<run>.json."
+
+def run_evaluate(args: argparse.Namespace) -> int:  # exit code
+    """Evaluate a checkpoint, print its row beside the paper's, write results/<run>.json."""
     module = import_module("promptswitch_nb.evaluate")
-    results, _ = module.evaluate(module.EvaluateConfig(**{name: value for name, value in vars(args).items() if name != "command"}))
+    results, _ = module.evaluate(
+        module.EvaluateConfig(
+            **{name: value for name, value in vars(args).items() if name != "command"}
+        )
+    )
     print(module.beside_paper(results))
     print(results["bad_videos"])
     return 0
 
 # %% ../nbs/08b_cli.ipynb #b00a51b6
 def add_demo(parser: argparse.ArgumentParser):
-    "Declare the arguments of `promptswitch demo`."
+    """Declare the arguments of `promptswitch demo`."""
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", default="runs/demo", help="folder for checkpoints; a finished part is not done again")
-    parser.add_argument("--data", default="data/shapes", help="folder of the moving shapes; made where it is missing")
+    parser.add_argument(
+        "--runs",
+        default="runs/demo",
+        help="folder for checkpoints; a finished part is not done again",
+    )
+    parser.add_argument(
+        "--data",
+        default="data/shapes",
+        help="folder of the moving shapes; made where it is missing",
+    )
     parser.add_argument("--results-dir", default="runs/demo/results")
 
-def run_demo(args: argparse.Namespace) -> int: # exit code
-    "Train and evaluate mean pooling and Prompt Switch on moving shapes, print the table."
+
+def run_demo(args: argparse.Namespace) -> int:  # exit code
+    """Train and evaluate mean pooling and Prompt Switch on moving shapes, print the table."""
     module = import_module("promptswitch_nb.demo")
-    print(module.demo_table(module.run_demo(seed=args.seed, data=args.data, runs=args.runs, results_dir=args.results_dir)))
+    print(
+        module.demo_table(
+            module.run_demo(
+                seed=args.seed, data=args.data, runs=args.runs, results_dir=args.results_dir
+            )
+        )
+    )
     return 0
 
 # %% ../nbs/08b_cli.ipynb #c169e392
-COMMANDS = {"check-data": (add_check_data, run_check_data), "evaluate": (add_evaluate, run_evaluate), "demo": (add_demo, run_demo)}
+COMMANDS = {
+    "check-data": (add_check_data, run_check_data),
+    "evaluate": (add_evaluate, run_evaluate),
+    "demo": (add_demo, run_demo),
+}
+
 
 def main(
-    argv: list[str] | None = None, # arguments after the program's name; None: those of the shell
-) -> int: # exit code
-    "Run the command `promptswitch`."
+    argv: list[str] | None = None,  # arguments after the program's name; None: those of the shell
+) -> int:  # exit code
+    """Run the command `promptswitch`."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["train"]: return _tell(lambda: import_module("promptswitch_nb.train").main(argv[1:]))
-    parser = argparse.ArgumentParser(prog="promptswitch", description="Prompt Switch: text-video retrieval with CLIP.")
+    if argv[:1] == ["train"]:
+        return _tell(lambda: import_module("promptswitch_nb.train").main(argv[1:]))
+    parser = argparse.ArgumentParser(
+        prog="promptswitch", description="Prompt Switch: text-video retrieval with CLIP."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("train", help="train a model: --config FILE --<setting> VALUE …", add_help=False)
-    for name, (add, run) in COMMANDS.items(): add(commands.add_parser(name, help=run.__doc__, description=run.__doc__))
+    commands.add_parser(
+        "train", help="train a model: --config FILE --<setting> VALUE …", add_help=False
+    )
+    for name, (add, run) in COMMANDS.items():
+        add(commands.add_parser(name, help=run.__doc__, description=run.__doc__))
     args = parser.parse_args(argv)
     return _tell(lambda: COMMANDS[args.command][1](args))
 
+
 def _tell(run) -> int:
-    "Run a command; say an expected error in one sentence."
-    try: return run() or 0
+    """Run a command; say an expected error in one sentence."""
+    try:
+        return run() or 0
     except (ValueError, OSError) as error:
         print(f"promptswitch: {error}", file=sys.stderr)
         return 1

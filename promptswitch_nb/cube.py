@@ -7,59 +7,68 @@ __all__ = ['PromptCube', 'chunk_count', 'attach', 'detach', 'block_multiply_adds
 
 # %% ../nbs/01_prompt_cube.ipynb #c3ff4e47
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from torch import nn
 
 # %% ../nbs/01_prompt_cube.ipynb #01dd0807
 class PromptCube(nn.Module):
-    "Hold the learned prompt cube and copy it for every chunk of every video (section 3.1)."
-    def __init__(self,
-        frames_per_chunk: int, # P, side of the cube
-        width: int, # D, width of the image tower
+    """Hold the learned prompt cube and copy it for every chunk of every video (section 3.1)."""
+
+    def __init__(
+        self,
+        frames_per_chunk: int,  # P, side of the cube
+        width: int,  # D, width of the image tower
         *,
-        std: float = 0.02, # standard deviation of the initial values
+        std: float = 0.02,  # standard deviation of the initial values
     ):
         super().__init__()
-        if frames_per_chunk < 1: raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
+        if frames_per_chunk < 1:
+            raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
         self.frames_per_chunk = frames_per_chunk
         self.cube = nn.Parameter(torch.randn(frames_per_chunk, frames_per_chunk, width) * std)
 
-    def forward(self,
-        batch: int, # B
-        frames: int, # F = C·P
-    ) -> torch.Tensor: # (B,F,P,D): row i of a copy of the cube for frame i of its chunk
-        "Copy the cube; nothing is stored twice until it is written to."
-        return repeat(self.cube, "p q d -> b (c p) q d", b=batch, c=chunk_count(frames, self.frames_per_chunk))
+    def forward(
+        self,
+        batch: int,  # B
+        frames: int,  # F = C·P
+    ) -> torch.Tensor:  # (B,F,P,D): row i of a copy of the cube for frame i of its chunk
+        """Copy the cube; nothing is stored twice until it is written to."""
+        return repeat(
+            self.cube, "p q d -> b (c p) q d", b=batch, c=chunk_count(frames, self.frames_per_chunk)
+        )
 
 # %% ../nbs/01_prompt_cube.ipynb #6c9ffc5c
 def chunk_count(
-    frames: int, # F
-    frames_per_chunk: int, # P
-) -> int: # C
-    "Count the chunks of a video; the frames must fill them."
+    frames: int,  # F
+    frames_per_chunk: int,  # P
+) -> int:  # C
+    """Count the chunks of a video; the frames must fill them."""
     if frames < 1 or frames % frames_per_chunk:
-        raise ValueError(f"{frames} frames do not fill chunks of {frames_per_chunk}; give a multiple of {frames_per_chunk} frames")
+        raise ValueError(
+            f"{frames} frames do not fill chunks of {frames_per_chunk}; give a multiple of {frames_per_chunk} frames"
+        )
     return frames // frames_per_chunk
 
 # %% ../nbs/01_prompt_cube.ipynb #62ba7d31
 def attach(
-    tokens: torch.Tensor, # (B,F,L,D) [CLS] and patches
-    prompts: torch.Tensor, # (B,F,P,D) a row of the cube for each frame
-) -> torch.Tensor: # (B,F,L+P,D), the paper's [V;P]
-    "Put prompts behind the patches of each frame."
+    tokens: torch.Tensor,  # (B,F,L,D) [CLS] and patches
+    prompts: torch.Tensor,  # (B,F,P,D) a row of the cube for each frame
+) -> torch.Tensor:  # (B,F,L+P,D), the paper's [V;P]
+    """Put prompts behind the patches of each frame."""
     return torch.cat([tokens, prompts.to(tokens.dtype)], dim=2)
 
+
 def detach(
-    tokens: torch.Tensor, # (B,F,L+P,D)
-    frames_per_chunk: int, # P
-) -> tuple[torch.Tensor, torch.Tensor]: # (B,F,L,D) and (B,F,P,D)
-    "Take [V;P] apart."
+    tokens: torch.Tensor,  # (B,F,L+P,D)
+    frames_per_chunk: int,  # P
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B,F,L,D) and (B,F,P,D)
+    """Take [V;P] apart."""
     return tokens[:, :, :-frames_per_chunk], tokens[:, :, -frames_per_chunk:]
 
 # %% ../nbs/01_prompt_cube.ipynb #56f160ff
 def block_multiply_adds(
-    L: int, # tokens that attend to each other
-    D: int, # width
+    L: int,  # tokens that attend to each other
+    D: int,  # width
 ) -> int:
-    "Count the multiply-adds of one transformer block for one group of tokens."
+    """Count the multiply-adds of one transformer block for one group of tokens."""
     return 12 * L * D**2 + 2 * L**2 * D

@@ -19,12 +19,12 @@ import os
 import re
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Callable
 from typing import NamedTuple
 
 # %% ../nbs/06b_datasets.ipynb #85ff48c9
@@ -43,7 +43,7 @@ from .video import write_video
 
 # %% ../nbs/06b_datasets.ipynb #45aa91f2
 class DataError(ValueError):
-    "Say what is wrong with a data tree: the file, the fault, and what to change"
+    """Say what is wrong with a data tree: the file, the fault, and what to change."""
 
 # %% ../nbs/06b_datasets.ipynb #dbe53983
 FOLDERS = ("", "annotations", "annotation", "data", "meta_data")
@@ -56,18 +56,26 @@ def find_file(
     title: str = "",  # name of a folder that may hold it, such as "MSRVTT"
     needed: bool = True,  # whether to raise an error where it is nowhere
 ) -> Path | None:  # its path
-    "Find an annotation file in the usual places below a root"
-    places = [Path(root, folder, sub) for folder in FOLDERS for sub in ("", title, f"{title.lower()}_data")]
+    """Find an annotation file in the usual places below a root."""
+    places = [
+        Path(root, folder, sub)
+        for folder in FOLDERS
+        for sub in ("", title, f"{title.lower()}_data")
+    ]
     for path in (place / (name + end) for place in places for end in ("", ".gz")):
-        if path.is_file(): return path
-    if not needed: return None
-    raise DataError(f"{name} is not in {root} nor in its folders {', '.join(filter(None, FOLDERS))}: put it there, or give another root.")
+        if path.is_file():
+            return path
+    if not needed:
+        return None
+    raise DataError(
+        f"{name} is not in {root} nor in its folders {', '.join(filter(None, FOLDERS))}: put it there, or give another root."
+    )
 
 # %% ../nbs/06b_datasets.ipynb #cdceb13c
 def read_text(
     path: Path,  # a text file, gzipped if its name ends in .gz
 ) -> str:  # its content
-    "Read a text file in UTF-8, gzipped or not"
+    """Read a text file in UTF-8, gzipped or not."""
     try:
         data = Path(path).read_bytes()
         return (gzip.decompress(data) if str(path).endswith(".gz") else data).decode("utf-8-sig")
@@ -76,118 +84,196 @@ def read_text(
 
 # %% ../nbs/06b_datasets.ipynb #b3c059d7
 def _no_twins(pairs):
-    "Refuse a JSON object that has a key twice: the later one would silently win"
+    """Refuse a JSON object that has a key twice: the later one would silently win."""
     made = dict(pairs)
-    if len(made) == len(pairs): return made
+    if len(made) == len(pairs):
+        return made
     keys = [key for key, _ in pairs]
-    raise DataError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice: join the two entries.")
+    raise DataError(
+        f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice: join the two entries."
+    )
 
 # %% ../nbs/06b_datasets.ipynb #2f648717
 def read_json(
     path: Path,  # a JSON file, gzipped or not
 ) -> dict | list:  # its content
-    "Read a JSON file and refuse repeated keys"
-    try: return json.loads(read_text(path), object_pairs_hook=_no_twins)
-    except json.JSONDecodeError as error: raise DataError(f"{path} is not valid JSON ({error}): fetch it anew.") from error
-    except DataError as error: raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    """Read a JSON file and refuse repeated keys."""
+    try:
+        return json.loads(read_text(path), object_pairs_hook=_no_twins)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not valid JSON ({error}): fetch it anew.") from error
+    except DataError as error:
+        raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 # %% ../nbs/06b_datasets.ipynb #1d57d2c0
 def read_table(
     path: Path,  # a CSV file with a header, gzipped or not
     *columns: str,  # the columns that it must have
 ) -> list[dict]:  # one dict a row
-    "Read a CSV file with a header and refuse rows of another length"
+    """Read a CSV file with a header and refuse rows of another length."""
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     if lacking := [c for c in columns if c not in (rows.fieldnames or [])]:
-        raise DataError(f"{path} has no column {lacking[0]!r} in its first line: its columns must be {', '.join(columns)}.")
+        raise DataError(
+            f"{path} has no column {lacking[0]!r} in its first line: its columns must be {', '.join(columns)}."
+        )
     found = []
     for row in rows:
         if None in row or None in row.values():
-            raise DataError(f"{path}, line {rows.line_num}: the number of columns differs from the first line; "
-                            "put captions that hold commas in double quotes.")
+            raise DataError(
+                f"{path}, line {rows.line_num}: the number of columns differs from the first line; "
+                "put captions that hold commas in double quotes."
+            )
         found.append(row)
     return found
 
 # %% ../nbs/06b_datasets.ipynb #ffd8bd1d
 def _caption(text, where):
-    "Collapse the white space of a caption and refuse an empty one"
-    if isinstance(text, str) and text.split(): return " ".join(text.split())
+    """Collapse the white space of a caption and refuse an empty one."""
+    if isinstance(text, str) and text.split():
+        return " ".join(text.split())
     raise DataError(f"{where}: the caption is empty: write one, or take the entry out.")
 
+
 def _unique(ids, path):
-    "Refuse a list that names a video twice"
+    """Refuse a list that names a video twice."""
     seen = set()
     for video_id in ids:
-        if video_id in seen: raise DataError(f"{path} names {video_id} twice: take one of the lines out.")
+        if video_id in seen:
+            raise DataError(f"{path} names {video_id} twice: take one of the lines out.")
         seen.add(video_id)
     return ids
 
 # %% ../nbs/06b_datasets.ipynb #25c73774
-COLOURS = dict(red=(220, 40, 40), green=(40, 170, 60), blue=(50, 80, 220), yellow=(230, 210, 40), white=(240, 240, 240))
+COLOURS = dict(
+    red=(220, 40, 40),
+    green=(40, 170, 60),
+    blue=(50, 80, 220),
+    yellow=(230, 210, 40),
+    white=(240, 240, 240),
+)
 MOVES = dict(left=(-1, 0), right=(1, 0), up=(0, -1), down=(0, 1))
 
 # %% ../nbs/06b_datasets.ipynb #b8ff0ce3
 def _example_clip(number):
-    "Draw one square that moves: frames (n, H, W, 3) and two captions"
+    """Draw one square that moves: frames (n, H, W, 3) and two captions."""
     colour, move = list(COLOURS)[number % len(COLOURS)], list(MOVES)[number % len(MOVES)]
     frames = np.full((12, 32, 32, 3), 60, np.uint8)
     for n, frame in enumerate(frames):
         x, y = (12 + (2 * n - 11) * step for step in MOVES[move])
-        frame[max(y, 0):y + 8, max(x, 0):x + 8] = COLOURS[colour]
+        frame[max(y, 0) : y + 8, max(x, 0) : x + 8] = COLOURS[colour]
     return frames, [f"a {colour} square moves {move}", f"the {colour} square is moving {move}"]
 
 # %% ../nbs/06b_datasets.ipynb #206ea7f9
 def _dump(root, **files):
-    "Write annotation files: text as it is, anything else as JSON"
+    """Write annotation files: text as it is, anything else as JSON."""
     for name, content in files.items():
-        Path(root, name).write_text(content if isinstance(content, str) else json.dumps(content, indent=1), encoding="utf-8")
+        Path(root, name).write_text(
+            content if isinstance(content, str) else json.dumps(content, indent=1), encoding="utf-8"
+        )
+
 
 def _cut(ids):
-    "Cut a list of ids in train, val and test"
+    """Cut a list of ids in train, val and test."""
     a, b = -(-2 * len(ids) // 3), -(-5 * len(ids) // 6)
     return dict(train=ids[:a], val=ids[a:b], test=ids[b:])
 
 # %% ../nbs/06b_datasets.ipynb #a5e701f3
 def _write_msrvtt(root, clips):
     cut = _cut(list(clips))
-    lists = {"train.9k": cut["train"] + cut["val"], "train.7k": cut["train"][1:] + cut["val"], **{f"{split}.full": cut[split] for split in cut}}
-    videos = [dict(video_id=v, split="validate" if split == "val" else split) for split in cut for v in cut[split]]
+    lists = {
+        "train.9k": cut["train"] + cut["val"],
+        "train.7k": cut["train"][1:] + cut["val"],
+        **{f"{split}.full": cut[split] for split in cut},
+    }
+    videos = [
+        dict(video_id=v, split="validate" if split == "val" else split)
+        for split in cut
+        for v in cut[split]
+    ]
     sentences = [dict(caption=c, video_id=v) for v in clips for c in clips[v]]
     test = [f"ret{i},msr{v[5:]},{v},{clips[v][0]}" for i, v in enumerate(cut["test"])]
-    _dump(root, **{f"MSRVTT_{name}.csv": "\n".join(["video_id", *lists[name], ""]) for name in lists})
-    _dump(root, **{"MSRVTT_JSFUSION_test.csv": "\n".join(["key,vid_key,video_id,sentence", *test, ""]),
-                   "MSRVTT_data.json": dict(videos=videos, sentences=[dict(s, sen_id=i) for i, s in enumerate(sentences)])})
+    _dump(
+        root, **{f"MSRVTT_{name}.csv": "\n".join(["video_id", *lists[name], ""]) for name in lists}
+    )
+    _dump(
+        root,
+        **{
+            "MSRVTT_JSFUSION_test.csv": "\n".join(["key,vid_key,video_id,sentence", *test, ""]),
+            "MSRVTT_data.json": dict(
+                videos=videos, sentences=[dict(s, sen_id=i) for i, s in enumerate(sentences)]
+            ),
+        },
+    )
 
 # %% ../nbs/06b_datasets.ipynb #c0b60802
 def _write_msvd(root, clips):
     lists = {f"{split}_list.txt": "\n".join([*ids, ""]) for split, ids in _cut(list(clips)).items()}
     _dump(root, **{"captions_msvd.json": clips}, **lists)
 
+
 def _write_lsmdc(root, clips):
-    names = dict(train="LSMDC16_annos_training.csv", val="LSMDC16_annos_val.csv", test="LSMDC16_challenge_1000_publictect.csv")
-    def line(v, c): return "\t".join([v, *(time for _ in range(2) for time in v.rsplit("_", 1)[1].split("-")), c]) + "\n"
+    names = dict(
+        train="LSMDC16_annos_training.csv",
+        val="LSMDC16_annos_val.csv",
+        test="LSMDC16_challenge_1000_publictect.csv",
+    )
+
+    def line(v, c):
+        return (
+            "\t".join([v, *(time for _ in range(2) for time in v.rsplit("_", 1)[1].split("-")), c])
+            + "\n"
+        )
+
     for split, ids in _cut(list(clips)).items():
-        _dump(root, **{names[split]: "".join(line(v, c) for v in ids for c in clips[v][:1 if split == "test" else None])})
+        _dump(
+            root,
+            **{
+                names[split]: "".join(
+                    line(v, c) for v in ids for c in clips[v][: 1 if split == "test" else None]
+                )
+            },
+        )
 
 # %% ../nbs/06b_datasets.ipynb #76d8ee52
 def _write_activitynet(root, clips):
     *ids, bad = clips
     cut = _cut(ids)
     train, test = cut["train"] + cut["val"], cut["test"]
+
     def entries(part):
-        return {v: dict(duration=1.5, timestamps=[[0, 0.7], [0.7, 1.5]], sentences=[c.capitalize() + "." for c in clips[v]]) for v in part}
+        return {
+            v: dict(
+                duration=1.5,
+                timestamps=[[0, 0.7], [0.7, 1.5]],
+                sentences=[c.capitalize() + "." for c in clips[v]],
+            )
+            for v in part
+        }
+
     _dump(root, **{"train.json": entries([*train, bad]), "val_1.json": entries(test)})
     _dump(root, **{"train_ids.json": train, "val_ids.json": test, "bad_vids.txt": bad + "\n"})
 
+
 def _write_folder(root, clips):
-    rows = [dict(video=v, captions=clips[v], split=split) for split, ids in _cut(list(clips)).items() for v in ids]
+    rows = [
+        dict(video=v, captions=clips[v], split=split)
+        for split, ids in _cut(list(clips)).items()
+        for v in ids
+    ]
     _dump(root, **{"captions.json": rows})
 
 # %% ../nbs/06b_datasets.ipynb #a3612748
 EXAMPLES = dict(
-    msrvtt=(_write_msrvtt, "video{0}", "{0}.mp4"), msvd=(_write_msvd, "-4wsuPCj{0}_5_15", "{0}.avi"),
-    lsmdc=(_write_lsmdc, "90{0:02}_A_Film_00.{0:02}.01.250-00.{0:02}.03.750", "90{1:02}_A_Film/{0}.avi"),
-    activitynet=(_write_activitynet, "v_QOlSCBRm{0}", "{0}.mp4"), folder=(_write_folder, "square_{0}.mp4", "{0}"))
+    msrvtt=(_write_msrvtt, "video{0}", "{0}.mp4"),
+    msvd=(_write_msvd, "-4wsuPCj{0}_5_15", "{0}.avi"),
+    lsmdc=(
+        _write_lsmdc,
+        "90{0:02}_A_Film_00.{0:02}.01.250-00.{0:02}.03.750",
+        "90{1:02}_A_Film/{0}.avi",
+    ),
+    activitynet=(_write_activitynet, "v_QOlSCBRm{0}", "{0}.mp4"),
+    folder=(_write_folder, "square_{0}.mp4", "{0}"),
+)
 
 # %% ../nbs/06b_datasets.ipynb #163f3088
 def write_example(
@@ -197,7 +283,7 @@ def write_example(
     n_videos: int = 12,  # videos in all splits together
     videos: bool = True,  # whether to write the video files as well
 ) -> Path:  # the root
-    "Write a miniature data tree in the file format of a dataset"
+    """Write a miniature data tree in the file format of a dataset."""
     write, video_id, file = EXAMPLES[name]
     clips = {video_id.format(n): _example_clip(n) for n in range(n_videos)}
     Path(root).mkdir(parents=True, exist_ok=True)
@@ -210,11 +296,17 @@ def write_example(
 
 # %% ../nbs/06b_datasets.ipynb #ce1254b4
 def _captions_of(ids, captions, where):
-    "List the captions of the given ids, in their order"
+    """List the captions of the given ids, in their order."""
     for video_id in ids:
         if not captions.get(video_id):
-            raise DataError(f"{where} has no caption of {video_id}: take {video_id} out of the list of its split, or add a caption.")
-    return [(video_id, _caption(text, f"{where}, {video_id}")) for video_id in ids for text in captions[video_id]]
+            raise DataError(
+                f"{where} has no caption of {video_id}: take {video_id} out of the list of its split, or add a caption."
+            )
+    return [
+        (video_id, _caption(text, f"{where}, {video_id}"))
+        for video_id in ids
+        for text in captions[video_id]
+    ]
 
 # %% ../nbs/06b_datasets.ipynb #6765958b
 def hold_out(
@@ -223,45 +315,58 @@ def hold_out(
     share: float = 0.1,  # part of them to hold out, rounded up
     most: int = 500,  # but never more than this
 ) -> list[str]:  # the ids held out, in the order given
-    "Choose a fixed part of the training videos for validation, by the hash of their ids"
+    """Choose a fixed part of the training videos for validation, by the hash of their ids."""
     count = min(most, -(-len(video_ids) * share // 1))
     ranked = sorted(video_ids, key=lambda v: hashlib.sha256(v.encode()).digest())
-    kept = set(ranked[:int(count)])
+    kept = set(ranked[: int(count)])
     return [v for v in video_ids if v in kept]
 
 # %% ../nbs/06b_datasets.ipynb #bdf60626
 def _msrvtt_captions(path):
-    "Collect the captions of MSRVTT_data.json by video id, and the official split of each id"
+    """Collect the captions of MSRVTT_data.json by video id, and the official split of each id."""
     data = read_json(path)
     try:
         split = {video["video_id"]: video.get("split") for video in data["videos"]}
         captions = defaultdict(list)
-        for sentence in data["sentences"]: captions[sentence["video_id"]].append(sentence["caption"])
+        for sentence in data["sentences"]:
+            captions[sentence["video_id"]].append(sentence["caption"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not in the format of MSR-VTT (lists 'videos' and 'sentences'; {error!r}): fetch it anew.") from error
+        raise DataError(
+            f"{path} is not in the format of MSR-VTT (lists 'videos' and 'sentences'; {error!r}): fetch it anew."
+        ) from error
     if strange := captions.keys() - split.keys():
-        raise DataError(f"{path} has captions of {min(strange)}, which is not in its list 'videos': take them out, or add the video.")
+        raise DataError(
+            f"{path} has captions of {min(strange)}, which is not in its list 'videos': take them out, or add the video."
+        )
     return captions, split
 
 # %% ../nbs/06b_datasets.ipynb #34776934
 def _msrvtt_ids(root, which, official):
-    "Read one list of MSR-VTT ids; the official lists are also in MSRVTT_data.json"
+    """Read one list of MSR-VTT ids; the official lists are also in MSRVTT_data.json."""
     path = find_file(root, f"MSRVTT_{which}.csv", title="MSRVTT", needed="full" not in which)
-    if path: return _unique([row["video_id"] for row in read_table(path, "video_id")], path)
+    if path:
+        return _unique([row["video_id"] for row in read_table(path, "video_id")], path)
     wanted = {"train.full": "train", "val.full": "validate", "test.full": "test"}[which]
     return [video_id for video_id, split in official.items() if split == wanted]
 
 # %% ../nbs/06b_datasets.ipynb #809ec697
 def _read_msrvtt(root, split, variant):
-    "Read MSR-VTT: 9k, 7k (both tested on 1K-A) or the full split"
+    """Read MSR-VTT: 9k, 7k (both tested on 1K-A) or the full split."""
     if split == "test" and variant != "full":
         path = find_file(root, "MSRVTT_JSFUSION_test.csv", title="MSRVTT")
         rows = read_table(path, "video_id", "sentence")
         _unique([row["video_id"] for row in rows], path)
-        return [(row["video_id"], _caption(row["sentence"], f"{path}, {row['video_id']}")) for row in rows]
+        return [
+            (row["video_id"], _caption(row["sentence"], f"{path}, {row['video_id']}"))
+            for row in rows
+        ]
     path = find_file(root, "MSRVTT_data.json", title="MSRVTT")
     captions, official = _msrvtt_captions(path)
-    ids = _msrvtt_ids(root, f"{split}.full" if variant == "full" or split == "val" else f"train.{variant}", official)
+    ids = _msrvtt_ids(
+        root,
+        f"{split}.full" if variant == "full" or split == "val" else f"train.{variant}",
+        official,
+    )
     if split == "val" and variant != "full":
         train, named = _msrvtt_ids(root, f"train.{variant}", official), set(ids)
         ids = [v for v in train if v in named] or hold_out(train)
@@ -269,57 +374,81 @@ def _read_msrvtt(root, split, variant):
 
 # %% ../nbs/06b_datasets.ipynb #97cf1e97
 def _read_msvd(root, split, variant):
-    "Read MSVD with all captions"
+    """Read MSVD with all captions."""
     path = find_file(root, "captions_msvd.json", title="MSVD")
     captions, lists = read_json(path), {}
     for name in ("train", "val", "test"):
         file = find_file(root, f"{name}_list.txt", title="MSVD")
         lists[name] = _unique(read_text(file).split(), file)
     if strange := captions.keys() - set(chain(*lists.values())):
-        raise DataError(f"{path} has captions of {min(strange)}, which is in none of the three lists: add it to one, or take the captions out.")
+        raise DataError(
+            f"{path} has captions of {min(strange)}, which is in none of the three lists: add it to one, or take the captions out."
+        )
     return _captions_of(lists[split], captions, path)
 
 # %% ../nbs/06b_datasets.ipynb #5bc32100
-LSMDC_FILES = dict(train="LSMDC16_annos_training.csv", val="LSMDC16_annos_val.csv", test="LSMDC16_challenge_1000_publictect.csv")
+LSMDC_FILES = dict(
+    train="LSMDC16_annos_training.csv",
+    val="LSMDC16_annos_val.csv",
+    test="LSMDC16_challenge_1000_publictect.csv",
+)
+
 
 def _read_lsmdc(root, split, variant):
-    "Read LSMDC with every sentence of a clip"
+    """Read LSMDC with every sentence of a clip."""
     path, pairs = find_file(root, LSMDC_FILES[split], title="LSMDC"), []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         cells = line.rstrip("\r").split("\t")
-        if cells == [""]: continue
-        if len(cells) != 6: raise DataError(f"{path}, line {number}: {len(cells)} columns where LSMDC has 6, separated by tabs: mend the line.")
+        if cells == [""]:
+            continue
+        if len(cells) != 6:
+            raise DataError(
+                f"{path}, line {number}: {len(cells)} columns where LSMDC has 6, separated by tabs: mend the line."
+            )
         pairs.append((cells[0], _caption(cells[5], f"{path}, line {number}")))
     return pairs
 
 # %% ../nbs/06b_datasets.ipynb #53ed88ea
 def _lsmdc_names(root):
-    "Say under which names the video of an LSMDC clip may lie, the best first"
+    """Say under which names the video of an LSMDC clip may lie, the best first."""
     path = find_file(root, "clip_id_to_file.json", title="LSMDC", needed=False)
     files = read_json(path) if path else {}
+
     def names(clip_id):
         film = clip_id.split(".")[0][:-3]
         return (files[clip_id],) if clip_id in files else (f"{film}/{clip_id}.avi", clip_id)
+
     return names
 
 # %% ../nbs/06b_datasets.ipynb #91796c78
 def _read_activitynet(root, split, variant):
-    "Read ActivityNet Captions, one paragraph a video"
+    """Read ActivityNet Captions, one paragraph a video."""
     name = "val_1" if split == "test" else "train"
-    path, list_path = (find_file(root, file, title="ActivityNet") for file in (f"{name}.json", f"{name.removesuffix('_1')}_ids.json"))
+    path, list_path = (
+        find_file(root, file, title="ActivityNet")
+        for file in (f"{name}.json", f"{name.removesuffix('_1')}_ids.json")
+    )
     bad_path = find_file(root, "bad_vids.txt", title="ActivityNet", needed=False)
     bad = set(read_text(bad_path).split()) if bad_path else set()
     entries, ids = read_json(path), _unique(read_json(list_path), list_path)
     if strange := entries.keys() - bad - set(ids):
-        raise DataError(f"{path} has captions of {min(strange)}, which is not in {list_path.name}: add it there or to bad_vids.txt.")
+        raise DataError(
+            f"{path} has captions of {min(strange)}, which is not in {list_path.name}: add it there or to bad_vids.txt."
+        )
     if mute := [v for v in ids if v not in entries and v not in bad]:
-        warnings.warn(f"{len(mute)} of {len(ids)} videos of {list_path.name} have no captions in {path.name} and are left out, {mute[0]} the first.")
-    paragraphs = {v: [_paragraph(entries[v], f"{path}, {v}")] for v in ids if v in entries and v not in bad}
-    return _captions_of(hold_out(list(paragraphs)) if split == "val" else list(paragraphs), paragraphs, path)
+        warnings.warn(
+            f"{len(mute)} of {len(ids)} videos of {list_path.name} have no captions in {path.name} and are left out, {mute[0]} the first."
+        )
+    paragraphs = {
+        v: [_paragraph(entries[v], f"{path}, {v}")] for v in ids if v in entries and v not in bad
+    }
+    return _captions_of(
+        hold_out(list(paragraphs)) if split == "val" else list(paragraphs), paragraphs, path
+    )
 
 # %% ../nbs/06b_datasets.ipynb #449f1931
 def _paragraph(entry, where):
-    "Join the sentences of one video"
+    """Join the sentences of one video."""
     sentences = entry.get("sentences") if isinstance(entry, dict) else None
     if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
         raise DataError(f"{where}: no list 'sentences' of texts: fetch the file anew.")
@@ -327,110 +456,179 @@ def _paragraph(entry, where):
 
 # %% ../nbs/06b_datasets.ipynb #db44cc9e
 def _folder_records(path):
-    "Read one captions file: [(video, caption, split or None), …]"
+    """Read one captions file: [(video, caption, split or None), …]."""
     if path.name.removesuffix(".gz").endswith(".csv"):
-        records = [(row["video"], row["caption"], row.get("split")) for row in read_table(path, "video", "caption")]
+        records = [
+            (row["video"], row["caption"], row.get("split"))
+            for row in read_table(path, "video", "caption")
+        ]
     elif isinstance(data := read_json(path), dict):
         records = [(video, text, None) for video, texts in data.items() for text in _as_list(texts)]
     else:
-        try: records = [(r["video"], text, r.get("split")) for r in data for text in _as_list(r["captions"] if "captions" in r else r["caption"])]
+        try:
+            records = [
+                (r["video"], text, r.get("split"))
+                for r in data
+                for text in _as_list(r["captions"] if "captions" in r else r["caption"])
+            ]
         except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is no list of records with 'video' and 'caption' or 'captions' ({error!r}): mend the record.") from error
-    return [(video, _caption(text, f"{path}, {video}"), split or None) for video, text, split in records]
+            raise DataError(
+                f"{path} is no list of records with 'video' and 'caption' or 'captions' ({error!r}): mend the record."
+            ) from error
+    return [
+        (video, _caption(text, f"{path}, {video}"), split or None) for video, text, split in records
+    ]
 
-def _as_list(texts): return texts or [""] if isinstance(texts, list) else [texts]
+
+def _as_list(texts):
+    return texts or [""] if isinstance(texts, list) else [texts]
 
 # %% ../nbs/06b_datasets.ipynb #084d3916
 def _check_records(records, path):
-    "Refuse a caption that is given twice for a video, a video without a name, and splits for some records only"
+    """Refuse a caption that is given twice for a video, a video without a name, and splits for some records only."""
     seen = set()
     for video, text, split in records:
-        if not isinstance(video, str) or not video.strip(): raise DataError(f"{path}: the caption {text!r} has no video: name its file.")
-        if (video, text, split) in seen: raise DataError(f"{path} gives {video} the caption {text!r} twice: take one out.")
+        if not isinstance(video, str) or not video.strip():
+            raise DataError(f"{path}: the caption {text!r} has no video: name its file.")
+        if (video, text, split) in seen:
+            raise DataError(f"{path} gives {video} the caption {text!r} twice: take one out.")
         seen.add((video, text, split))
-    if not records: raise DataError(f"{path} holds no captions: add some.")
+    if not records:
+        raise DataError(f"{path} holds no captions: add some.")
     if len({split is None for _, _, split in records}) > 1:
         video = next(video for video, _, split in records if split is None)
-        raise DataError(f"{path} names a split for some videos, but none for {video}: name it for all or for none.")
+        raise DataError(
+            f"{path} names a split for some videos, but none for {video}: name it for all or for none."
+        )
     return records
 
 # %% ../nbs/06b_datasets.ipynb #fbc575c9
 CAPTIONS_FILE = re.compile(r"captions(_(?P<split>\w+))?\.(json|csv)(\.gz)?")
 
+
 def _folder_splits(root):
-    "Read every captions file of a folder: {split: [(video, caption), …]}"
+    """Read every captions file of a folder: {split: [(video, caption), …]}."""
     paths = [path for folder in FOLDERS for path in sorted(Path(root, folder).glob("captions*"))]
-    files = [(match["split"], path) for path in paths if (match := CAPTIONS_FILE.fullmatch(path.name))]
-    if not files: raise DataError(f"{root} has no captions.json, captions.csv or captions_<split>.json: write one.")
+    files = [
+        (match["split"], path) for path in paths if (match := CAPTIONS_FILE.fullmatch(path.name))
+    ]
+    if not files:
+        raise DataError(
+            f"{root} has no captions.json, captions.csv or captions_<split>.json: write one."
+        )
     names, splits = [split for split, _ in files], defaultdict(list)
     if len(set(names)) < len(names) or (None in names and len(names) > 1):
-        raise DataError(f"{root} has the captions files {', '.join(path.name for _, path in files)}: keep one file for all splits, or one for each.")
+        raise DataError(
+            f"{root} has the captions files {', '.join(path.name for _, path in files)}: keep one file for all splits, or one for each."
+        )
     for name, path in files:
-        for video, text, split in _check_records(_folder_records(path), path): splits[name or split or "train"].append((video, text))
+        for video, text, split in _check_records(_folder_records(path), path):
+            splits[name or split or "train"].append((video, text))
     return dict(splits)
 
 # %% ../nbs/06b_datasets.ipynb #490d045e
 def _read_folder(root, split, variant):
-    "Read a folder of videos with captions"
+    """Read a folder of videos with captions."""
     splits = _folder_splits(root)
-    if split in splits: return splits[split]
+    if split in splits:
+        return splits[split]
     if split == "val" and "train" in splits:
         kept = set(hold_out(list(dict.fromkeys(video for video, _ in splits["train"]))))
         return [(video, text) for video, text in splits["train"] if video in kept]
-    raise DataError(f"the captions of {root} have no split {split!r}, only {', '.join(splits)}: ask for one of these, or add the split.")
+    raise DataError(
+        f"the captions of {root} have no split {split!r}, only {', '.join(splits)}: ask for one of these, or add the split."
+    )
 
 # %% ../nbs/06b_datasets.ipynb #37ed7bb0
-EXTENSIONS = frozenset(".mp4 .avi .mkv .webm .mov .m4v .flv .wmv .mpg .mpeg .ts .3gp .ogv .gif".split())
+EXTENSIONS = frozenset(
+    [
+        ".mp4",
+        ".avi",
+        ".mkv",
+        ".webm",
+        ".mov",
+        ".m4v",
+        ".flv",
+        ".wmv",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".3gp",
+        ".ogv",
+        ".gif",
+    ]
+)
+
 
 def video_folder(
     root: Path,  # folder of the dataset
 ) -> Path:  # the folder that is searched for its videos
-    "Say where the videos of a data tree are looked for: `videos`, or else everywhere"
+    """Say where the videos of a data tree are looked for: `videos`, or else everywhere."""
     return Path(root, "videos") if Path(root, "videos").is_dir() else Path(root)
 
 # %% ../nbs/06b_datasets.ipynb #c8b80ca6
 class VideoFiles:
-    "Find videos by path, file name or name without extension, from one listing of a folder"
+    """Find videos by path, file name or name without extension, from one listing of a folder."""
+
     def __init__(
         self,
         folder: Path,  # listed with all its subfolders, links included
     ):
         self.folder, self.paths, self.named, visited = str(folder), [], defaultdict(list), set()
         for place, folders, files in os.walk(folder, followlinks=True):
-            if (real := os.path.realpath(place)) in visited: folders.clear()
-            else: self._add(place, sorted(files))
+            if (real := os.path.realpath(place)) in visited:
+                folders.clear()
+            else:
+                self._add(place, sorted(files))
             visited.add(real)
 
     def _add(self, place, files):
         below = os.path.relpath(place, self.folder)
         for file in files:
             stem, extension = os.path.splitext(file)
-            if extension.lower() not in EXTENSIONS: continue
+            if extension.lower() not in EXTENSIONS:
+                continue
             self.paths.append(path := os.path.join(place, file))
-            for key in {stem, file, os.path.normpath(f"{below}/{stem}"), os.path.normpath(f"{below}/{file}")}: self.named[key].append(path)
+            for key in {
+                stem,
+                file,
+                os.path.normpath(f"{below}/{stem}"),
+                os.path.normpath(f"{below}/{file}"),
+            }:
+                self.named[key].append(path)
 
     def find(
         self,
         *names: str,  # names that the file may have, the best first
     ) -> str:  # its path; where there is none, the path at which the first name would lie
-        "Find the file of a video"
+        """Find the file of a video."""
         for name in map(os.path.normpath, names):
-            exact, found = os.path.join(self.folder, name), self.named.get(name.removeprefix("videos/"), ())
-            if exact in found or (os.path.isabs(name) and os.path.isfile(name)): return exact
-            if len(found) > 1: raise DataError(f"{name} may be {found[0]} or {found[1]}: move one away, or name its folder too.")
-            if found: return found[0]
+            exact, found = (
+                os.path.join(self.folder, name),
+                self.named.get(name.removeprefix("videos/"), ()),
+            )
+            if exact in found or (os.path.isabs(name) and os.path.isfile(name)):
+                return exact
+            if len(found) > 1:
+                raise DataError(
+                    f"{name} may be {found[0]} or {found[1]}: move one away, or name its folder too."
+                )
+            if found:
+                return found[0]
         return os.path.join(self.folder, os.path.normpath(names[0]))
 
 # %% ../nbs/06b_datasets.ipynb #c2837856
 class Pair(NamedTuple):
-    "One caption and its video"
+    """One caption and its video."""
+
     video_id: str  # name of the video, unique in its dataset
     path: str  # its file, which need not exist
     caption: str  # one line of text
 
 # %% ../nbs/06b_datasets.ipynb #4ae731a7
 class Format(NamedTuple):
-    "How the files of one dataset are read"
+    """How the files of one dataset are read."""
+
     read: Callable  # (root, split, variant) -> [(video_id, caption), …]
     names: Callable  # root -> (video_id -> names that its file may have, the best first)
     variants: tuple = (None,)  # the first is the default
@@ -441,24 +639,36 @@ FORMATS = {
     "msrvtt": Format(_read_msrvtt, lambda root: lambda v: (f"{v}.mp4", v), ("9k", "7k", "full")),
     "msvd": Format(_read_msvd, lambda root: lambda v: (f"{v}.avi", v)),
     "lsmdc": Format(_read_lsmdc, _lsmdc_names),
-    "activitynet": Format(_read_activitynet, lambda root: lambda v: (f"{v}.mp4", v, v.removeprefix("v_"))),
+    "activitynet": Format(
+        _read_activitynet, lambda root: lambda v: (f"{v}.mp4", v, v.removeprefix("v_"))
+    ),
     "folder": Format(_read_folder, lambda root: lambda v: (v,), splits=None),
     "shapes": Format(_read_folder, lambda root: lambda v: (v,), splits=None),
 }
 
 # %% ../nbs/06b_datasets.ipynb #00c02c92
 def _format(name, root, variant):
-    "Look up a format and its variant, and see that the root is there"
-    if name not in FORMATS: raise DataError(f"unknown dataset {name!r}: it must be one of {', '.join(FORMATS)}.")
+    """Look up a format and its variant, and see that the root is there."""
+    if name not in FORMATS:
+        raise DataError(f"unknown dataset {name!r}: it must be one of {', '.join(FORMATS)}.")
     known = FORMATS[name].variants
-    if variant is None: variant = known[0]
-    if variant not in known: raise DataError(f"{name} has no variant {variant!r}: it must be {' or '.join(map(repr, known))}.")
-    if not Path(root).is_dir(): raise DataError(f"the data root {root} is no folder: give the folder that holds the annotation files of {name}.")
+    if variant is None:
+        variant = known[0]
+    if variant not in known:
+        raise DataError(
+            f"{name} has no variant {variant!r}: it must be {' or '.join(map(repr, known))}."
+        )
+    if not Path(root).is_dir():
+        raise DataError(
+            f"the data root {root} is no folder: give the folder that holds the annotation files of {name}."
+        )
     return FORMATS[name], variant
 
+
 def _captions(form, root, split, variant):
-    "Read the captions of a split"
-    if form.splits and split not in form.splits: raise DataError(f"unknown split {split!r}: it must be one of {', '.join(form.splits)}.")
+    """Read the captions of a split."""
+    if form.splits and split not in form.splits:
+        raise DataError(f"unknown split {split!r}: it must be one of {', '.join(form.splits)}.")
     return form.read(Path(root), split, variant)
 
 # %% ../nbs/06b_datasets.ipynb #42014ca9
@@ -471,37 +681,43 @@ def load_pairs(
     without_val: bool = False,  # take the videos of `val` out of `train`
     video_dir: str | Path | None = None,  # where the videos are, if not below the root
 ) -> list[Pair]:  # one pair a caption, in the order of the annotation files
-    "Read the pairs of a split from annotation files alone; no video needs to exist"
+    """Read the pairs of a split from annotation files alone; no video needs to exist."""
     form, variant = _format(name, root, variant)
     found = _captions(form, root, split, variant)
     if without_val and split == "train":
         held = {video_id for video_id, _ in _captions(form, root, "val", variant)}
         found = [(video_id, text) for video_id, text in found if video_id not in held]
     files, names = VideoFiles(video_dir or video_folder(root)), form.names(Path(root))
-    path = {video_id: files.find(*names(video_id)) for video_id in dict.fromkeys(video_id for video_id, _ in found)}
+    path = {
+        video_id: files.find(*names(video_id))
+        for video_id in dict.fromkeys(video_id for video_id, _ in found)
+    }
     return [Pair(video_id, path[video_id], text) for video_id, text in found]
 
 # %% ../nbs/06b_datasets.ipynb #6367c43d
 class DecodedClip:
-    "Hold all frames of a clip in memory behind the interface of a reader"
+    """Hold all frames of a clip in memory behind the interface of a reader."""
+
     def __init__(
         self,
         frames: np.ndarray,  # (n, H, W, 3) uint8
     ):
         self._frames = frames
 
-    def __len__(self): return len(self._frames)
+    def __len__(self):
+        return len(self._frames)
 
     def frames(
         self,
         indices,  # (F,) positions, from 0
     ):  # (F, H, W, 3) uint8
-        "Return the frames at these positions"
+        """Return the frames at these positions."""
         return self._frames[indices]
 
 # %% ../nbs/06b_datasets.ipynb #505c206b
 class FrameSource:
-    "Turn a file into sampled and transformed frames (F, 3, H, W)"
+    """Turn a file into sampled and transformed frames (F, 3, H, W)."""
+
     def __init__(
         self,
         transform: Callable,  # ((F, H, W, 3) uint8, generator=) -> (F, 3, H, W)
@@ -512,15 +728,24 @@ class FrameSource:
         cache: bool = False,  # keep in memory what was read; for small data only
         fixed: bool = False,  # nothing is drawn, so the finished frames can be kept instead of the decoded clip
     ):
-        self.transform, self.n_frames, self.frames_per_chunk, self.mode = transform, n_frames, frames_per_chunk, mode
-        self.clips, self.finished = ({} if cache and not fixed else None), ({} if cache and fixed else None)
+        self.transform, self.n_frames, self.frames_per_chunk, self.mode = (
+            transform,
+            n_frames,
+            frames_per_chunk,
+            mode,
+        )
+        self.clips, self.finished = (
+            ({} if cache and not fixed else None),
+            ({} if cache and fixed else None),
+        )
 
     def open(
         self,
         path: str,  # a video file
     ):  # a reader, or a decoded clip with the same interface
-        "Open a file, or take its frames from memory"
-        if self.clips is None: return open_video(path)
+        """Open a file, or take its frames from memory."""
+        if self.clips is None:
+            return open_video(path)
         if path not in self.clips:
             self.clips[path] = DecodedClip(read_frames(open_video(path), np.arange))
         return self.clips[path]
@@ -530,20 +755,31 @@ class FrameSource:
         path: str,  # a video file
         rng: np.random.Generator,  # draws the frames and seeds the transform
     ) -> torch.Tensor:  # (F, 3, H, W)
-        "Read, sample and transform"
-        if self.finished is None: return self.make(path, rng)
-        if path not in self.finished: self.finished[path] = self.make(path, rng)
+        """Read, sample and transform."""
+        if self.finished is None:
+            return self.make(path, rng)
+        if path not in self.finished:
+            self.finished[path] = self.make(path, rng)
         return self.finished[path]
 
     def make(self, path: str, rng: np.random.Generator) -> torch.Tensor:
-        "Read, sample and transform, without a look at what was finished before"
-        draw = partial(sample_indices, n_frames=self.n_frames, frames_per_chunk=self.frames_per_chunk, mode=self.mode, rng=rng)
+        """Read, sample and transform, without a look at what was finished before."""
+        draw = partial(
+            sample_indices,
+            n_frames=self.n_frames,
+            frames_per_chunk=self.frames_per_chunk,
+            mode=self.mode,
+            rng=rng,
+        )
         frames = read_frames(self.open(path), draw)
-        return self.transform(frames, generator=torch.Generator().manual_seed(int(rng.integers(2**63))))
+        return self.transform(
+            frames, generator=torch.Generator().manual_seed(int(rng.integers(2**63)))
+        )
 
 # %% ../nbs/06b_datasets.ipynb #97c8060a
 class VideoTextDataset(Dataset):
-    "Give training samples: a caption and frames of its video, augmented as (seed, epoch, index) say"
+    """Give training samples: a caption and frames of its video, augmented as (seed, epoch, index) say."""
+
     def __init__(
         self,
         pairs: list[Pair],  # from `load_pairs`
@@ -561,53 +797,81 @@ class VideoTextDataset(Dataset):
     ):
         self.pairs, self.seed, self.max_tries = list(pairs), seed, max_tries
         transform = frame_transform(image_size, train=augment, preset=preset, flip=flip)
-        self.source = FrameSource(transform, n_frames=n_frames, frames_per_chunk=frames_per_chunk, mode=mode, cache=cache, fixed=not augment and mode.endswith("uniform"))
+        self.source = FrameSource(
+            transform,
+            n_frames=n_frames,
+            frames_per_chunk=frames_per_chunk,
+            mode=mode,
+            cache=cache,
+            fixed=not augment and mode.endswith("uniform"),
+        )
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
-    def __len__(self): return len(self.pairs)
+    def __len__(self):
+        return len(self.pairs)
 
     def set_epoch(
         self,
         epoch: int,  # from 0
     ) -> None:
-        "Choose the augmentation of an epoch, in all workers"
+        """Choose the augmentation of an epoch, in all workers."""
         self._epoch.fill_(epoch)
 
     def __getitem__(
         self,
         index: int,  # position in the pairs
-    ) -> dict:  # frames (F, 3, H, W), caption, video_id, index, and bad: [(video_id, path, reason), …]
-        "Make a sample; where its file is broken, that of a pair drawn in its place"
+    ) -> (
+        dict
+    ):  # frames (F, 3, H, W), caption, video_id, index, and bad: [(video_id, path, reason), …]
+        """Make a sample; where its file is broken, that of a pair drawn in its place."""
         bad = []
         for attempt in range(self.max_tries):
             rng = np.random.default_rng([self.seed, int(self._epoch), index, attempt])
             pair = self.pairs[rng.integers(len(self.pairs)) if attempt else index]
-            try: frames = self.source(pair.path, rng)
-            except VideoError as error: bad.append((pair.video_id, pair.path, error.reason))
-            else: return dict(frames=frames, caption=pair.caption, video_id=pair.video_id, index=index, bad=bad)
-        raise DataError(f"{len(bad)} videos in a row cannot be decoded, {pair.path} the last ({bad[-1][2]}): run `promptswitch check-data` on the data root.")
+            try:
+                frames = self.source(pair.path, rng)
+            except VideoError as error:
+                bad.append((pair.video_id, pair.path, error.reason))
+            else:
+                return dict(
+                    frames=frames,
+                    caption=pair.caption,
+                    video_id=pair.video_id,
+                    index=index,
+                    bad=bad,
+                )
+        raise DataError(
+            f"{len(bad)} videos in a row cannot be decoded, {pair.path} the last ({bad[-1][2]}): run `promptswitch check-data` on the data root."
+        )
 
 # %% ../nbs/06b_datasets.ipynb #bb945d2b
 def collate(
     samples: list[dict],  # of a `VideoTextDataset` or a `GalleryDataset`
-) -> dict:  # frames (B, F, 3, H, W) or None, captions, video_ids, index (B,), and bad of all samples
-    "Join samples into a batch; a sample without frames leaves only its failure"
+) -> (
+    dict
+):  # frames (B, F, 3, H, W) or None, captions, video_ids, index (B,), and bad of all samples
+    """Join samples into a batch; a sample without frames leaves only its failure."""
     whole = [sample for sample in samples if sample["frames"] is not None]
-    return dict(frames=torch.stack([sample["frames"] for sample in whole]) if whole else None,
-                captions=[sample["caption"] for sample in whole if "caption" in sample],
-                video_ids=[sample["video_id"] for sample in whole], index=torch.tensor([sample["index"] for sample in whole], dtype=torch.long),
-                bad=[failure for sample in samples for failure in sample["bad"]])
+    return dict(
+        frames=torch.stack([sample["frames"] for sample in whole]) if whole else None,
+        captions=[sample["caption"] for sample in whole if "caption" in sample],
+        video_ids=[sample["video_id"] for sample in whole],
+        index=torch.tensor([sample["index"] for sample in whole], dtype=torch.long),
+        bad=[failure for sample in samples for failure in sample["bad"]],
+    )
 
 # %% ../nbs/06b_datasets.ipynb #fd36126c
 class Queries(NamedTuple):
-    "The captions that can be asked of an encoded gallery"
+    """The captions that can be asked of an encoded gallery."""
+
     texts: list  # (Q,) captions
     video_of_text: torch.Tensor  # (Q,) row of the video of each caption
     said: str  # "N of M videos, K of L captions"
 
 # %% ../nbs/06b_datasets.ipynb #79d51e96
 class GalleryDataset(Dataset):
-    "Give each video once, without augmentation; a video that cannot be decoded gives a failure and no frames"
+    """Give each video once, without augmentation; a video that cannot be decoded gives a failure and no frames."""
+
     def __init__(
         self,
         pairs: list[Pair],  # from `load_pairs`
@@ -622,33 +886,46 @@ class GalleryDataset(Dataset):
         self.pairs, self.seed = list(pairs), seed
         self.videos = list({pair.video_id: pair for pair in self.pairs}.values())
         transform = frame_transform(image_size, train=False, preset=preset)
-        self.source = FrameSource(transform, n_frames=n_frames, frames_per_chunk=frames_per_chunk, mode=mode)
+        self.source = FrameSource(
+            transform, n_frames=n_frames, frames_per_chunk=frames_per_chunk, mode=mode
+        )
 
-    def __len__(self): return len(self.videos)
+    def __len__(self):
+        return len(self.videos)
 
     def __getitem__(
         self,
         index: int,  # position in the gallery
     ) -> dict:  # frames (F, 3, H, W) or None, video_id, index, bad
-        "Make the sample of a video"
+        """Make the sample of a video."""
         pair, frames, bad = self.videos[index], None, []
-        try: frames = self.source(pair.path, np.random.default_rng([self.seed, index]))
-        except VideoError as error: bad.append((pair.video_id, pair.path, error.reason))
+        try:
+            frames = self.source(pair.path, np.random.default_rng([self.seed, index]))
+        except VideoError as error:
+            bad.append((pair.video_id, pair.path, error.reason))
         return dict(frames=frames, video_id=pair.video_id, index=index, bad=bad)
 
     def queries(
         self,
-        kept: list[int] | None = None,  # the `index` of each video that was encoded, in the order of the rows; None: all
+        kept: list[int]
+        | None = None,  # the `index` of each video that was encoded, in the order of the rows; None: all
     ) -> "Queries":  # captions of these videos
-        "List the captions of the videos that were encoded, and count what is left out"
-        row = {self.videos[int(i)].video_id: n for n, i in enumerate(range(len(self)) if kept is None else kept)}
+        """List the captions of the videos that were encoded, and count what is left out."""
+        row = {
+            self.videos[int(i)].video_id: n
+            for n, i in enumerate(range(len(self)) if kept is None else kept)
+        }
         left = [pair for pair in self.pairs if pair.video_id in row]
-        return Queries([pair.caption for pair in left], torch.tensor([row[pair.video_id] for pair in left], dtype=torch.long),
-                       f"{len(row):,} of {len(self):,} videos, {len(left):,} of {len(self.pairs):,} captions")
+        return Queries(
+            [pair.caption for pair in left],
+            torch.tensor([row[pair.video_id] for pair in left], dtype=torch.long),
+            f"{len(row):,} of {len(self):,} videos, {len(left):,} of {len(self.pairs):,} captions",
+        )
 
 # %% ../nbs/06b_datasets.ipynb #88082a2f
 class BadVideos:
-    "Collect the videos that cannot be decoded, list them in a CSV file, and stop when there are too many"
+    """Collect the videos that cannot be decoded, list them in a CSV file, and stop when there are too many."""
+
     def __init__(
         self,
         csv_path: str | Path,  # written at the first failure; video_id, path, reason
@@ -658,19 +935,26 @@ class BadVideos:
         resume: bool = False,  # go on with the file of an earlier run
     ):
         self.csv_path, self.n_videos, self.max_share = Path(csv_path), n_videos, max_share
-        old = read_table(self.csv_path, "video_id", "path", "reason") if resume and self.csv_path.exists() else []
+        old = (
+            read_table(self.csv_path, "video_id", "path", "reason")
+            if resume and self.csv_path.exists()
+            else []
+        )
         self.found = {row["video_id"]: (row["video_id"], row["path"], row["reason"]) for row in old}
 
-    def __len__(self): return len(self.found)
+    def __len__(self):
+        return len(self.found)
 
     def add(
         self,
         failures: list[tuple],  # (video_id, path, reason), such as `bad` of a batch
     ) -> None:
-        "Note failures, and write the file if one is new"
+        """Note failures, and write the file if one is new."""
         before = len(self.found)
-        for failure in failures: self.found.setdefault(failure[0], tuple(failure))
-        if len(self.found) > before: self._write()
+        for failure in failures:
+            self.found.setdefault(failure[0], tuple(failure))
+        if len(self.found) > before:
+            self._write()
 
     def _write(self):
         self.csv_path.parent.mkdir(parents=True, exist_ok=True)
@@ -680,13 +964,17 @@ class BadVideos:
         os.replace(part, self.csv_path)
 
     def summary(self) -> str:  # one line
-        "Say how many of how many"
-        return f"{len(self):,} of {self.n_videos:,} videos cannot be decoded" + (f", see {self.csv_path.name}" if self.found else "")
+        """Say how many of how many."""
+        return f"{len(self):,} of {self.n_videos:,} videos cannot be decoded" + (
+            f", see {self.csv_path.name}" if self.found else ""
+        )
 
     def check(self) -> None:
-        "Raise an error when the share of broken videos is above the limit"
+        """Raise an error when the share of broken videos is above the limit."""
         if len(self) > self.max_share * self.n_videos:
-            raise DataError(f"{self.summary()}, more than the {self.max_share:.1%} allowed: mend the data, or raise the limit in the config.")
+            raise DataError(
+                f"{self.summary()}, more than the {self.max_share:.1%} allowed: mend the data, or raise the limit in the config."
+            )
 
 # %% ../nbs/06b_datasets.ipynb #3e42ed8c
 def defer_repeats(
@@ -694,21 +982,24 @@ def defer_repeats(
     videos: list[int],  # number of the video of each pair
     batch_size: int,  # B
 ):  # batches, lists of positions
-    "Cut a shuffle into batches without a repeated video: a repeat waits for a later batch"
+    """Cut a shuffle into batches without a repeated video: a repeat waits for a later batch."""
     waiting, rest = [], iter(order)
     while True:
         older, batch, again, seen = iter(waiting), [], [], set()
         for i in chain(older, rest):
             (again if videos[i] in seen else batch).append(i)
             seen.add(videos[i])
-            if len(batch) == batch_size: break
-        if not batch: return
+            if len(batch) == batch_size:
+                break
+        if not batch:
+            return
         yield batch
         waiting = again + list(older)
 
 # %% ../nbs/06b_datasets.ipynb #82e79ed3
 class EpochBatches(Sampler):
-    "Plan the batches of an epoch: lists of positions for this rank, a batch sampler for a `DataLoader`"
+    """Plan the batches of an epoch: lists of positions for this rank, a batch sampler for a `DataLoader`."""
+
     def __init__(
         self,
         pairs: list,  # pairs of a dataset, or only their video ids
@@ -723,14 +1014,33 @@ class EpochBatches(Sampler):
         start: int = 0,  # batches of the epoch that are already done
     ):
         number = {}
-        self.videos = np.array([number.setdefault(p.video_id if isinstance(p, Pair) else p, len(number)) for p in pairs])
+        self.videos = np.array(
+            [
+                number.setdefault(p.video_id if isinstance(p, Pair) else p, len(number))
+                for p in pairs
+            ]
+        )
         most, what = (len(number), "videos") if repeats == "defer" else (len(self.videos), "pairs")
-        if repeats not in ("keep", "drop", "defer"): raise DataError(f"unknown way with repeats {repeats!r}: it must be keep, drop or defer.")
+        if repeats not in ("keep", "drop", "defer"):
+            raise DataError(
+                f"unknown way with repeats {repeats!r}: it must be keep, drop or defer."
+            )
         if batch_size < 1 or batch_size % world:
-            raise DataError(f"a batch of {batch_size} cannot be shared by {world} processes: take a multiple of {world}.")
+            raise DataError(
+                f"a batch of {batch_size} cannot be shared by {world} processes: take a multiple of {world}."
+            )
         if drop_last and most < batch_size:
-            raise DataError(f"there are only {most} {what} for a batch of {batch_size}: take a smaller batch, or set drop_last=False.")
-        self.batch_size, self.seed, self.repeats, self.rank, self.world, self.drop_last = batch_size, seed, repeats, rank, world, drop_last
+            raise DataError(
+                f"there are only {most} {what} for a batch of {batch_size}: take a smaller batch, or set drop_last=False."
+            )
+        self.batch_size, self.seed, self.repeats, self.rank, self.world, self.drop_last = (
+            batch_size,
+            seed,
+            repeats,
+            rank,
+            world,
+            drop_last,
+        )
         self.set_epoch(epoch, start=start)
 
     def set_epoch(
@@ -739,26 +1049,46 @@ class EpochBatches(Sampler):
         *,
         start: int = 0,  # batches of it that are already done
     ) -> None:
-        "Make the plan of an epoch"
-        order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch], spawn_key=(1,))).permutation(len(self.videos))
-        if self.repeats == "defer": batches = list(defer_repeats(order.tolist(), self.videos.tolist(), self.batch_size))
-        else: batches = [order[i:i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        if self.drop_last: batches = [batch for batch in batches if len(batch) == self.batch_size]
-        if self.repeats == "drop": batches = [batch[np.sort(np.unique(self.videos[batch], return_index=True)[1])] for batch in batches]
-        self.plan = [list(map(int, batch[:len(batch) // self.world * self.world])) for batch in batches if len(batch) >= self.world]
+        """Make the plan of an epoch."""
+        order = np.random.default_rng(
+            np.random.SeedSequence([self.seed, epoch], spawn_key=(1,))
+        ).permutation(len(self.videos))
+        if self.repeats == "defer":
+            batches = list(defer_repeats(order.tolist(), self.videos.tolist(), self.batch_size))
+        else:
+            batches = [
+                order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)
+            ]
+        if self.drop_last:
+            batches = [batch for batch in batches if len(batch) == self.batch_size]
+        if self.repeats == "drop":
+            batches = [
+                batch[np.sort(np.unique(self.videos[batch], return_index=True)[1])]
+                for batch in batches
+            ]
+        self.plan = [
+            list(map(int, batch[: len(batch) // self.world * self.world]))
+            for batch in batches
+            if len(batch) >= self.world
+        ]
         self.start, self.left_out = start, len(order) - sum(map(len, self.plan))
-        if not 0 <= start <= len(self.plan): raise DataError(f"epoch {epoch} has {len(self.plan)} batches and cannot start at {start}.")
+        if not 0 <= start <= len(self.plan):
+            raise DataError(
+                f"epoch {epoch} has {len(self.plan)} batches and cannot start at {start}."
+            )
 
-    def __len__(self): return len(self.plan) - self.start
+    def __len__(self):
+        return len(self.plan) - self.start
 
     def __iter__(self):
-        for batch in self.plan[self.start:]:
+        for batch in self.plan[self.start :]:
             share = len(batch) // self.world
-            yield batch[self.rank * share:(self.rank + 1) * share]
+            yield batch[self.rank * share : (self.rank + 1) * share]
 
 # %% ../nbs/06b_datasets.ipynb #569fe083
 class SplitCheck(NamedTuple):
-    "What the disk has of one split"
+    """What the disk has of one split."""
+
     split: str
     captions: int
     videos: int
@@ -768,7 +1098,8 @@ class SplitCheck(NamedTuple):
 
 # %% ../nbs/06b_datasets.ipynb #910aeec3
 class DataReport(NamedTuple):
-    "What a data tree has, lacks and cannot decode"
+    """What a data tree has, lacks and cannot decode."""
+
     title: str  # dataset and variant
     splits: list  # a `SplitCheck` each
     missing: list  # (video_id, path)
@@ -779,7 +1110,7 @@ class DataReport(NamedTuple):
 
     @property
     def ok(self) -> bool:  # whether training can start
-        "Tell whether nothing is missing, broken or wrong"
+        """Tell whether nothing is missing, broken or wrong."""
         return not (self.missing or self.bad or self.problems)
 
     def table(
@@ -787,14 +1118,26 @@ class DataReport(NamedTuple):
         *,
         show: int = 5,  # how many missing or broken files to name
     ) -> str:  # lines of text
-        "Write the report as a table, and name the first faulty files"
+        """Write the report as a table, and name the first faulty files."""
         lines = [self.title, "".join(f"{name:>13}" for name in SplitCheck._fields)]
-        lines += ["".join(f"{'not tried' if cell is None else cell:>13}" for cell in row) for row in self.splits]
-        for faults in ([f"missing: {v}, looked for as {path}" for v, path in self.missing],
-                       [f"undecodable: {v}, {path}: {reason}" for v, path, reason in self.bad]):
-            lines += faults[:show] + ([f"… and {len(faults) - show} more"] if len(faults) > show else [])
-        lines += [f"wrong: {problem}" for problem in self.problems] + [f"note: {note}" for note in self.notes]
-        if self.extra: lines.append(f"note: {len(self.extra)} video files have no caption, such as {self.extra[0]}")
+        lines += [
+            "".join(f"{'not tried' if cell is None else cell:>13}" for cell in row)
+            for row in self.splits
+        ]
+        for faults in (
+            [f"missing: {v}, looked for as {path}" for v, path in self.missing],
+            [f"undecodable: {v}, {path}: {reason}" for v, path, reason in self.bad],
+        ):
+            lines += faults[:show] + (
+                [f"… and {len(faults) - show} more"] if len(faults) > show else []
+            )
+        lines += [f"wrong: {problem}" for problem in self.problems] + [
+            f"note: {note}" for note in self.notes
+        ]
+        if self.extra:
+            lines.append(
+                f"note: {len(self.extra)} video files have no caption, such as {self.extra[0]}"
+            )
         verdict = f"not complete: {len(self.missing)} missing, {len(self.bad)} undecodable, {len(self.problems)} wrong"
         return "\n".join([*lines, "all there" if self.ok else verdict])
 
@@ -804,36 +1147,51 @@ def decode_error(
     *,
     to_end: bool = False,  # read the last frame too, not only the first
 ) -> str | None:  # the reason; None if all is well
-    "Say why a video cannot be decoded"
+    """Say why a video cannot be decoded."""
     try:
         reader = open_video(path)
         reader.frames([0, len(reader) - 1] if to_end else [0])
-    except VideoError as error: return error.reason
+    except VideoError as error:
+        return error.reason
+
 
 def _decode_errors(paths, to_end, workers):
-    "Try many files, in processes of their own if there are workers"
+    """Try many files, in processes of their own if there are workers."""
     test = partial(decode_error, to_end=to_end)
-    if not workers: return dict(zip(paths, map(test, paths)))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool: return dict(zip(paths, pool.map(test, paths, chunksize=8)))
+    if not workers:
+        return dict(zip(paths, map(test, paths)))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return dict(zip(paths, pool.map(test, paths, chunksize=8)))
 
 # %% ../nbs/06b_datasets.ipynb #e9e284bd
 def _load_splits(name, root, variant, video_dir):
-    "Load every split that there is: pairs by split, problems, notes"
+    """Load every split that there is: pairs by split, problems, notes."""
     form, variant = _format(name, root, variant)
-    try: names = form.splits or [*_folder_splits(root), "val"]
-    except DataError as error: return {}, [str(error)], []
+    try:
+        names = form.splits or [*_folder_splits(root), "val"]
+    except DataError as error:
+        return {}, [str(error)], []
     found, problems, notes = {}, [], []
     for split in dict.fromkeys(names):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            try: found[split] = load_pairs(name, root, split, variant=variant, video_dir=video_dir)
-            except DataError as error: problems.append(f"{split}: {error}")
+            try:
+                found[split] = load_pairs(name, root, split, variant=variant, video_dir=video_dir)
+            except DataError as error:
+                problems.append(f"{split}: {error}")
         notes += [str(w.message) for w in caught]
     train = {pair.video_id for pair in found.get("train", ())}
-    for split, shared in ((s, train & {p.video_id for p in found[s]}) for s in found if s != "train"):
+    for split, shared in (
+        (s, train & {p.video_id for p in found[s]}) for s in found if s != "train"
+    ):
         if split == "val" and shared == {p.video_id for p in found["val"]}:
-            notes.append(f"val is a part of train, {len(shared)} videos; without_val=True leaves them out of train")
-        elif shared: problems.append(f"train and {split} share {len(shared)} of their videos, such as {min(shared)}: take them out of one")
+            notes.append(
+                f"val is a part of train, {len(shared)} videos; without_val=True leaves them out of train"
+            )
+        elif shared:
+            problems.append(
+                f"train and {split} share {len(shared)} of their videos, such as {min(shared)}: take them out of one"
+            )
     return found, problems, list(dict.fromkeys(notes))
 
 # %% ../nbs/06b_datasets.ipynb #00378377
@@ -847,17 +1205,31 @@ def check_data(
     to_end: bool = False,  # try the last frame too; slower, but finds files that are cut off
     workers: int = 0,  # processes to decode in; 0: this one
 ) -> DataReport:  # its `.table()` is the text, `.ok` the verdict
-    "Compare a data tree with what its annotation files want"
+    """Compare a data tree with what its annotation files want."""
     found, problems, notes = _load_splits(name, root, variant, video_dir)
     videos = {pair.path: pair.video_id for pairs in found.values() for pair in pairs}
     present = {path for path in videos if os.path.isfile(path)}
-    reasons = _decode_errors([path for path in videos if path in present], to_end, workers) if decode else {}
+    reasons = (
+        _decode_errors([path for path in videos if path in present], to_end, workers)
+        if decode
+        else {}
+    )
+
     def count(split):
         paths = {pair.path for pair in found[split]}
         broken = sum(reasons[path] is not None for path in paths & present) if decode else None
-        return SplitCheck(split, len(found[split]), len(paths), len(paths & present), len(paths - present), broken)
+        return SplitCheck(
+            split, len(found[split]), len(paths), len(paths & present), len(paths - present), broken
+        )
+
     return DataReport(
-        f"{name} {variant or FORMATS[name].variants[0] or ''}".strip(), [count(split) for split in found],
+        f"{name} {variant or FORMATS[name].variants[0] or ''}".strip(),
+        [count(split) for split in found],
         missing=[(video_id, path) for path, video_id in videos.items() if path not in present],
-        bad=[(videos[path], path, reason) for path, reason in reasons.items() if reason is not None],
-        problems=problems, notes=notes, extra=sorted(set(VideoFiles(video_dir or video_folder(root)).paths) - videos.keys()))
+        bad=[
+            (videos[path], path, reason) for path, reason in reasons.items() if reason is not None
+        ],
+        problems=problems,
+        notes=notes,
+        extra=sorted(set(VideoFiles(video_dir or video_folder(root)).paths) - videos.keys()),
+    )

@@ -13,68 +13,122 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from .evaluate import EvaluateConfig, evaluate, show_retrieved, worst_queries
+from .evaluate import EvaluateConfig
+from .evaluate import evaluate
+from .evaluate import show_retrieved
+from .evaluate import worst_queries
 from .shapes import make_shapes
-from .train import TrainConfig, train
+from .train import TrainConfig
+from .train import train
 
 # %% ../nbs/08a_demo.ipynb #74c7b266
-SHARED = dict(preset="paper", clip="tiny", dataset="shapes", batch_size=64, test_frames=6, workers=0, cache=True, select_on="last", evals_per_epoch=0,
-              log_every=50, checkpoint_every=200, weight_decay=0.05)
-STAGES = dict( # what each run changes
-    stills=dict(model="clip_mean", pretrained="", train_split="stills", n_frames=1, test_frames=1, batch_size=128, steps=400, lr_clip=2e-3, lr_new=2e-3),
+SHARED = dict(
+    preset="paper",
+    clip="tiny",
+    dataset="shapes",
+    batch_size=64,
+    test_frames=6,
+    workers=0,
+    cache=True,
+    select_on="last",
+    evals_per_epoch=0,
+    log_every=50,
+    checkpoint_every=200,
+    weight_decay=0.05,
+)
+STAGES = dict(  # what each run changes
+    stills=dict(
+        model="clip_mean",
+        pretrained="",
+        train_split="stills",
+        n_frames=1,
+        test_frames=1,
+        batch_size=128,
+        steps=400,
+        lr_clip=2e-3,
+        lr_new=2e-3,
+    ),
     mean=dict(model="clip_mean", steps=700, lr_clip=1e-3, lr_new=1e-3),
-    switch=dict(model="prompt_switch", steps=700, lr_clip=1e-3, lr_new=2e-3, model_options=dict(captioner_layers=1, cube_std=0.5)),
+    switch=dict(
+        model="prompt_switch",
+        steps=700,
+        lr_clip=1e-3,
+        lr_new=2e-3,
+        model_options=dict(captioner_layers=1, cube_std=0.5),
+    ),
 )
 TITLES = dict(mean="mean-pooled frames", switch="Prompt Switch")
 
 # %% ../nbs/08a_demo.ipynb #f2d076ac
 def demo_config(
-    stage: str, # stills, mean or switch
+    stage: str,  # stills, mean or switch
     *,
     seed: int = 0,
-    data: str | Path = "data/shapes", # folder of the moving shapes
-    runs: str | Path = "runs/demo", # folder of the runs
-    **changes, # settings to change, such as steps=2
+    data: str | Path = "data/shapes",  # folder of the moving shapes
+    runs: str | Path = "runs/demo",  # folder of the runs
+    **changes,  # settings to change, such as steps=2
 ) -> TrainConfig:
-    "Make the config of one part of the demo."
+    """Make the config of one part of the demo."""
     folder = Path(runs) / f"seed{seed}"
     start = {} if stage == "stills" else dict(pretrained=str(folder / "stills" / "best"))
-    return TrainConfig.from_dict(SHARED | start | STAGES[stage] | dict(seed=seed, data_root=str(data), output_dir=str(folder / stage), resume=True) | changes)
+    return TrainConfig.from_dict(
+        SHARED
+        | start
+        | STAGES[stage]
+        | dict(seed=seed, data_root=str(data), output_dir=str(folder / stage), resume=True)
+        | changes
+    )
 
 # %% ../nbs/08a_demo.ipynb #d5870b26
 def save_pictures(
-    encoded: dict, # from evaluate
-    path: Path, # the picture to write
-    title: str, # name of the system
+    encoded: dict,  # from evaluate
+    path: Path,  # the picture to write
+    title: str,  # name of the system
 ):
-    "Draw what a system finds for some queries, and where it fails most."
+    """Draw what a system finds for some queries, and where it fails most."""
     queries = [len(encoded["text"]) * i // 3 for i in range(3)] + worst_queries(encoded, 3)
-    fig = show_retrieved(encoded, queries, title=f"{title}: three queries, and the three worst failures")
+    fig = show_retrieved(
+        encoded, queries, title=f"{title}: three queries, and the three worst failures"
+    )
     fig.savefig(path, dpi=100)
     plt.close(fig)
+
 
 def run_demo(
     *,
     seed: int = 0,
-    data: str | Path = "data/shapes", # folder of the moving shapes; made where it is missing
-    runs: str | Path = "runs/demo", # folder of the runs
+    data: str | Path = "data/shapes",  # folder of the moving shapes; made where it is missing
+    runs: str | Path = "runs/demo",  # folder of the runs
     results_dir: str | Path = "runs/demo/results",
-    changes: dict | None = None, # settings to change in all parts, such as dict(steps=2)
-    **shapes, # sizes of the world, if it has to be made
-) -> dict: # what demo_table shows
-    "Run the demo and write <results_dir>/demo-seed<seed>.json."
+    changes: dict | None = None,  # settings to change in all parts, such as dict(steps=2)
+    **shapes,  # sizes of the world, if it has to be made
+) -> dict:  # what demo_table shows
+    """Run the demo and write <results_dir>/demo-seed<seed>.json."""
     print("making the moving shapes, where they are missing", flush=True)
     make_shapes(data, **shapes)
     found, start = dict(seed=seed, systems={}), time.perf_counter()
     for stage in STAGES:
         print(f"training: {TITLES.get(stage, 'single frames')}", flush=True)
         run = train(demo_config(stage, seed=seed, data=data, runs=runs, **(changes or {})))
-        if stage not in TITLES: continue
+        if stage not in TITLES:
+            continue
         found["systems"][stage] = {}
         for split in ("test", "compose"):
-            config = EvaluateConfig(str(Path(run) / "last"), "shapes", str(data), split=split, n_frames=6, batch_size=64, run=f"demo-seed{seed}-{stage}-{split}", results_dir=str(results_dir))
+            config = EvaluateConfig(
+                str(Path(run) / "last"),
+                "shapes",
+                str(data),
+                split=split,
+                n_frames=6,
+                batch_size=64,
+                run=f"demo-seed{seed}-{stage}-{split}",
+                results_dir=str(results_dir),
+            )
             found["systems"][stage][split], encoded = evaluate(config)
-            if split == "test": save_pictures(encoded, Path(results_dir) / f"demo-seed{seed}-{stage}.jpg", TITLES[stage])
+            if split == "test":
+                save_pictures(
+                    encoded, Path(results_dir) / f"demo-seed{seed}-{stage}.jpg", TITLES[stage]
+                )
     found["seconds"] = round(time.perf_counter() - start, 1)
     file = Path(results_dir) / f"demo-seed{seed}.json"
     part = file.with_name(file.name + ".part")
@@ -84,25 +138,33 @@ def run_demo(
 
 # %% ../nbs/08a_demo.ipynb #8676f621
 def demo_table(
-    found: dict, # from run_demo, or its file
-    split: str = "test", # or "compose": combinations of look and motion that training left out
-) -> str: # Markdown
-    "Show both systems in one table."
+    found: dict,  # from run_demo, or its file
+    split: str = "test",  # or "compose": combinations of look and motion that training left out
+) -> str:  # Markdown
+    """Show both systems in one table."""
     columns = ["t2v/R@1", "t2v/R@5", "t2v/R@10", "t2v/MnR", "Meta Sum", "motion pairs"]
     lines = [["", *columns], ["---"] + ["---:"] * len(columns)]
     for stage, title in TITLES.items():
         metrics = found["systems"][stage][split]["metrics"]
-        cell = lambda c: f"{metrics[c]:.1f}" + (f" ± {metrics[c + ' se']:.1f}" if c + " se" in metrics else "")
+
+        def cell(c):
+            return f"{metrics[c]:.1f}" + (
+                f" ± {metrics[c + ' se']:.1f}" if c + " se" in metrics else ""
+            )
+
         lines.append([title, *map(cell, columns)])
     one = found["systems"]["switch"][split]
     note = f"{split} split, {one['computed_on']}, seed {found['seed']}, commit {one['training']['commit'] or 'unknown'}, {one['device']}; ± is one standard error"
     return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + ["", note])
 
+
 def lead(
-    found: dict, # from run_demo, or its file
+    found: dict,  # from run_demo, or its file
     metric: str = "t2v/R@1",
     split: str = "test",
-) -> float: # in standard errors
-    "Say how far Prompt Switch is ahead of averaged frames, in standard errors of the difference."
+) -> float:  # in standard errors
+    """Say how far Prompt Switch is ahead of averaged frames, in standard errors of the difference."""
     mean, switch = (found["systems"][stage][split]["metrics"] for stage in ("mean", "switch"))
-    return (switch[metric] - mean[metric]) / (switch[f"{metric} se"] ** 2 + mean[f"{metric} se"] ** 2) ** 0.5
+    return (switch[metric] - mean[metric]) / (
+        switch[f"{metric} se"] ** 2 + mean[f"{metric} se"] ** 2
+    ) ** 0.5

@@ -10,199 +10,362 @@ __all__ = ['COLUMNS', 'PAPER', 'EvaluateConfig', 'encode_split', 'selection_rule
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 from torch.utils.data import DataLoader
 
-from .datasets import BadVideos, GalleryDataset, collate, load_pairs
-from .metrics import ranks, retrieval_metrics
-from .model import VideoCLIP, encode_gallery, encode_texts, load_model, provenance
+from .datasets import BadVideos
+from .datasets import GalleryDataset
+from .datasets import collate
+from .datasets import load_pairs
+from .metrics import ranks
+from .metrics import retrieval_metrics
+from .model import VideoCLIP
+from .model import encode_gallery
+from .model import encode_texts
+from .model import load_model
+from .model import provenance
 from .shapes import motion_pairs
-from .video import open_video, read_frames
+from .video import open_video
+from .video import read_frames
 
 # %% ../nbs/08_evaluate.ipynb #1ab4a829
 @dataclass(frozen=True)
 class EvaluateConfig:
-    "Say which checkpoint is evaluated on what."
-    checkpoint: str              # folder written by save()
-    dataset: str                 # msrvtt, msvd, lsmdc, activitynet, folder or shapes
-    data_root: str               # folder of the dataset
-    variant: str = ""            # of the dataset; "": its usual one
-    split: str = "test"          # train, val or test
-    n_frames: int = 12           # F, frames of a video
-    batch_size: int = 32         # videos encoded at a time
-    workers: int = 0             # processes that decode
-    preset: str = ""             # whose transform of frames (D14): paper or official; "": the one it was trained with
-    results_dir: str = "results" # where <run>.json is written
-    run: str = ""                # name of the results; "": from the checkpoint's path
+    """Say which checkpoint is evaluated on what."""
+
+    checkpoint: str  # folder written by save()
+    dataset: str  # msrvtt, msvd, lsmdc, activitynet, folder or shapes
+    data_root: str  # folder of the dataset
+    variant: str = ""  # of the dataset; "": its usual one
+    split: str = "test"  # train, val or test
+    n_frames: int = 12  # F, frames of a video
+    batch_size: int = 32  # videos encoded at a time
+    workers: int = 0  # processes that decode
+    preset: str = (
+        ""  # whose transform of frames (D14): paper or official; "": the one it was trained with
+    )
+    results_dir: str = "results"  # where <run>.json is written
+    run: str = ""  # name of the results; "": from the checkpoint's path
     max_bad_share: float = 0.01  # share of videos that may fail to decode
 
     def __post_init__(self):
         for name in ("checkpoint", "data_root"):
-            if not Path(getattr(self, name)).is_dir(): raise ValueError(f"{name}={getattr(self, name)!r} is not a folder; give the path of one")
-        for name, kind in (("n_frames", int), ("batch_size", int), ("workers", int), ("max_bad_share", float)):
-            if not isinstance(getattr(self, name), kind) or getattr(self, name) < (0 if name in ("workers", "max_bad_share") else 1):
-                raise ValueError(f"{name} must be a positive {kind.__name__}, got {getattr(self, name)!r}")
+            if not Path(getattr(self, name)).is_dir():
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not a folder; give the path of one"
+                )
+        for name, kind in (
+            ("n_frames", int),
+            ("batch_size", int),
+            ("workers", int),
+            ("max_bad_share", float),
+        ):
+            if not isinstance(getattr(self, name), kind) or getattr(self, name) < (
+                0 if name in ("workers", "max_bad_share") else 1
+            ):
+                raise ValueError(
+                    f"{name} must be a positive {kind.__name__}, got {getattr(self, name)!r}"
+                )
+
     @classmethod
     def from_dict(cls, values: dict):
-        "Make a config; refuse a name that is no field."
+        """Make a config; refuse a name that is no field."""
         for name in values:
-            if name not in cls.__dataclass_fields__: raise ValueError(f"there is no setting {name!r}; the settings are {', '.join(cls.__dataclass_fields__)}")
+            if name not in cls.__dataclass_fields__:
+                raise ValueError(
+                    f"there is no setting {name!r}; the settings are {', '.join(cls.__dataclass_fields__)}"
+                )
         return cls(**values)
 
 # %% ../nbs/08_evaluate.ipynb #c77feca2
 def encode_split(
     model: VideoCLIP,
-    pairs: list, # from load_pairs
+    pairs: list,  # from load_pairs
     *,
-    n_frames: int, # F
-    preset: str = "paper", # whose transform (D14): paper or official
+    n_frames: int,  # F
+    preset: str = "paper",  # whose transform (D14): paper or official
     batch_size: int = 32,
     workers: int = 0,
-    bad: BadVideos, # collects the failures
-) -> dict: # text (Q,E), video (N,E), queries, and videos: the N gallery entries
-    "Encode each video of a split once, and all its captions."
-    gallery = GalleryDataset(pairs, n_frames=n_frames, frames_per_chunk=model.frames_per_chunk, image_size=model.clip.image_size, preset=preset)
-    loader = DataLoader(gallery, batch_size=batch_size, num_workers=workers, collate_fn=collate, multiprocessing_context="spawn" if workers else None)
+    bad: BadVideos,  # collects the failures
+) -> dict:  # text (Q,E), video (N,E), queries, and videos: the N gallery entries
+    """Encode each video of a split once, and all its captions."""
+    gallery = GalleryDataset(
+        pairs,
+        n_frames=n_frames,
+        frames_per_chunk=model.frames_per_chunk,
+        image_size=model.clip.image_size,
+        preset=preset,
+    )
+    loader = DataLoader(
+        gallery,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        multiprocessing_context="spawn" if workers else None,
+    )
     video, kept, failures = encode_gallery(model, loader)
     bad.add(failures)
     bad.check()
     queries = gallery.queries(kept)
-    return dict(text=encode_texts(model, queries.texts), video=video, queries=queries, videos=[gallery.videos[i] for i in kept])
+    return dict(
+        text=encode_texts(model, queries.texts),
+        video=video,
+        queries=queries,
+        videos=[gallery.videos[i] for i in kept],
+    )
 
 # %% ../nbs/08_evaluate.ipynb #2eabbaa2
 def selection_rule(
-    checkpoint: str | Path, # folder written by training
-) -> str: # one sentence
-    "Say how training chose a checkpoint."
+    checkpoint: str | Path,  # folder written by training
+) -> str:  # one sentence
+    """Say how training chose a checkpoint."""
     record = _training_record(checkpoint)
-    if record is None: return "unknown, for there is no run.json beside the checkpoint"
+    if record is None:
+        return "unknown, for there is no run.json beside the checkpoint"
     rule = record["config"]["select_on"]
-    if Path(checkpoint).name == "last" or rule == "last": return "the last one; nothing was looked at to choose it"
-    return {"val": "best on the validation split, which is not the test set",
-            "official": "best on the TEST SET, averaged over a window of 5 evaluations, as the released code does (D17)"}[rule]
+    if Path(checkpoint).name == "last" or rule == "last":
+        return "the last one; nothing was looked at to choose it"
+    return {
+        "val": "best on the validation split, which is not the test set",
+        "official": "best on the TEST SET, averaged over a window of 5 evaluations, as the released code does (D17)",
+    }[rule]
+
 
 def _training_record(checkpoint: str | Path) -> dict | None:
-    "Read what training noted about its run: config, seed, commit, device."
-    file = next((f / "run.json" for f in (Path(checkpoint), Path(checkpoint).parent) if (f / "run.json").exists()), None)
+    """Read what training noted about its run: config, seed, commit, device."""
+    file = next(
+        (
+            f / "run.json"
+            for f in (Path(checkpoint), Path(checkpoint).parent)
+            if (f / "run.json").exists()
+        ),
+        None,
+    )
     return json.loads(file.read_text()) if file else None
 
 # %% ../nbs/08_evaluate.ipynb #794507cd
 def motion_pair_accuracy(
     model: VideoCLIP,
-    video: torch.Tensor, # (N,E) unit norm
-    videos: list, # the N gallery entries
-    root: str | Path, # folder of the moving shapes
+    video: torch.Tensor,  # (N,E) unit norm
+    videos: list,  # the N gallery entries
+    root: str | Path,  # folder of the moving shapes
     split: str = "test",
-) -> dict[str, float]: # percent, and its standard error
-    "Score the choice between a caption and the caption of the video played backwards."
+) -> dict[str, float]:  # percent, and its standard error
+    """Score the choice between a caption and the caption of the video played backwards."""
     told = {pair.video_id: pair for pair in motion_pairs(root, split)}
     rows = [n for n, entry in enumerate(videos) if entry.video_id in told]
-    forward, backward = (encode_texts(model, [getattr(told[videos[n].video_id], name) for n in rows]) for name in ("caption", "reversed_caption"))
+    forward, backward = (
+        encode_texts(model, [getattr(told[videos[n].video_id], name) for n in rows])
+        for name in ("caption", "reversed_caption")
+    )
     margin = ((forward - backward) * video[rows]).sum(-1)
     share = ((margin > 0).double() + 0.5 * (margin == 0).double()).mean().item()
-    return {"motion pairs": 100 * share, "motion pairs se": 100 * (share * (1 - share) / len(rows)) ** 0.5}
+    return {
+        "motion pairs": 100 * share,
+        "motion pairs se": 100 * (share * (1 - share) / len(rows)) ** 0.5,
+    }
 
 # %% ../nbs/08_evaluate.ipynb #f098046a
 def evaluate(
     config: EvaluateConfig,
-) -> tuple[dict, dict]: # the results as written, and what was encoded
-    "Evaluate a checkpoint and write results/<run>.json."
+) -> tuple[dict, dict]:  # the results as written, and what was encoded
+    """Evaluate a checkpoint and write results/<run>.json."""
     start, device = time.perf_counter(), "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(config.checkpoint, captioner=False).eval().to(device)
-    pairs = load_pairs(config.dataset, config.data_root, config.split, variant=config.variant or None)
+    pairs = load_pairs(
+        config.dataset, config.data_root, config.split, variant=config.variant or None
+    )
     path = Path(config.checkpoint).absolute()
     run = config.run or f"{path.parent.name}-{path.name}-{config.dataset}-{config.split}"
     folder = Path(config.results_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    bad = BadVideos(folder / f"{run}-bad_videos.csv", len({p.video_id for p in pairs}), max_share=config.max_bad_share)
+    bad = BadVideos(
+        folder / f"{run}-bad_videos.csv",
+        len({p.video_id for p in pairs}),
+        max_share=config.max_bad_share,
+    )
     training = _training_record(config.checkpoint)
-    preset = config.preset or ("official" if training and training["config"]["preset"] == "official" else "paper")
-    encoded = encode_split(model, pairs, n_frames=config.n_frames, preset=preset, batch_size=config.batch_size, workers=config.workers, bad=bad)
+    preset = config.preset or (
+        "official" if training and training["config"]["preset"] == "official" else "paper"
+    )
+    encoded = encode_split(
+        model,
+        pairs,
+        n_frames=config.n_frames,
+        preset=preset,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        bad=bad,
+    )
     metrics = retrieval_metrics(encoded["text"], encoded["video"], encoded["queries"].video_of_text)
-    if config.dataset == "shapes": metrics |= motion_pair_accuracy(model, encoded["video"], encoded["videos"], config.data_root, config.split)
-    results = dict(run=run, metrics=metrics, computed_on=encoded["queries"].said, bad_videos=bad.summary(), chosen=selection_rule(config.checkpoint),
-                   training=training, config=asdict(config) | dict(preset=preset), **provenance(device), seconds=round(time.perf_counter() - start, 1))
+    if config.dataset == "shapes":
+        metrics |= motion_pair_accuracy(
+            model, encoded["video"], encoded["videos"], config.data_root, config.split
+        )
+    results = dict(
+        run=run,
+        metrics=metrics,
+        computed_on=encoded["queries"].said,
+        bad_videos=bad.summary(),
+        chosen=selection_rule(config.checkpoint),
+        training=training,
+        config=asdict(config) | dict(preset=preset),
+        **provenance(device),
+        seconds=round(time.perf_counter() - start, 1),
+    )
     part = folder / f"{run}.json.part"
     part.write_text(json.dumps(results, indent=1))
     os.replace(part, folder / f"{run}.json")
     return results, encoded
 
 # %% ../nbs/08_evaluate.ipynb #0c0026eb
-COLUMNS = ["t2v/R@1", "t2v/R@5", "t2v/R@10", "t2v/MnR", "v2t/R@1", "v2t/R@5", "v2t/R@10", "v2t/MnR", "Meta Sum"]
-PAPER = dict( # dataset → system → the columns above
-    msrvtt={"CLIP4Clip (seqTransf)": (44.5, 71.4, 81.6, 15.3, 42.7, 70.9, 80.6, 11.6, 391.7), "CenterCLIP (spectral)": (44.2, 71.6, 82.1, 15.1, 42.8, 71.7, 82.2, 11.1, 394.6),
-            "X-CLIP (mean pool)": (43.0, 70.7, 81.6, 16.3, 43.0, 70.2, 81.2, 11.5, 389.7), "TS2-Net (mean pool)": (44.4, 72.1, 82.2, 14.6, 43.7, 70.8, 80.4, 11.6, 393.6),
-            "Prompt Switch": (46.1, 72.8, 81.8, 14.4, 44.8, 73.7, 82.4, 9.9, 401.6)},
-    msvd={"CLIP4Clip (seqTransf)": (45.2, 75.5, 84.3, 10.3, 62.0, 87.3, 92.6, 4.3, 446.9), "CenterCLIP (spectral)": (47.4, 76.5, 85.2, 9.7, 62.7, 88.1, 92.8, 4.1, 452.7),
-          "Prompt Switch": (47.1, 76.9, 86.1, 9.5, 68.5, 91.8, 95.6, 2.8, 466.0)},
-    lsmdc={"CLIP4Clip (seqLSTM)": (21.6, 41.8, 49.8, 58.0, 20.9, 40.7, 49.1, 53.9, 223.9), "CenterCLIP (k-medoids++)": (21.9, 41.1, 50.7, 55.6, 21.1, 41.2, 50.2, 48.7, 226.2),
-           "Prompt Switch": (23.1, 41.7, 50.5, 56.8, 22.0, 40.8, 50.3, 51.0, 228.4)},
+COLUMNS = [
+    "t2v/R@1",
+    "t2v/R@5",
+    "t2v/R@10",
+    "t2v/MnR",
+    "v2t/R@1",
+    "v2t/R@5",
+    "v2t/R@10",
+    "v2t/MnR",
+    "Meta Sum",
+]
+PAPER = dict(  # dataset → system → the columns above
+    msrvtt={
+        "CLIP4Clip (seqTransf)": (44.5, 71.4, 81.6, 15.3, 42.7, 70.9, 80.6, 11.6, 391.7),
+        "CenterCLIP (spectral)": (44.2, 71.6, 82.1, 15.1, 42.8, 71.7, 82.2, 11.1, 394.6),
+        "X-CLIP (mean pool)": (43.0, 70.7, 81.6, 16.3, 43.0, 70.2, 81.2, 11.5, 389.7),
+        "TS2-Net (mean pool)": (44.4, 72.1, 82.2, 14.6, 43.7, 70.8, 80.4, 11.6, 393.6),
+        "Prompt Switch": (46.1, 72.8, 81.8, 14.4, 44.8, 73.7, 82.4, 9.9, 401.6),
+    },
+    msvd={
+        "CLIP4Clip (seqTransf)": (45.2, 75.5, 84.3, 10.3, 62.0, 87.3, 92.6, 4.3, 446.9),
+        "CenterCLIP (spectral)": (47.4, 76.5, 85.2, 9.7, 62.7, 88.1, 92.8, 4.1, 452.7),
+        "Prompt Switch": (47.1, 76.9, 86.1, 9.5, 68.5, 91.8, 95.6, 2.8, 466.0),
+    },
+    lsmdc={
+        "CLIP4Clip (seqLSTM)": (21.6, 41.8, 49.8, 58.0, 20.9, 40.7, 49.1, 53.9, 223.9),
+        "CenterCLIP (k-medoids++)": (21.9, 41.1, 50.7, 55.6, 21.1, 41.2, 50.2, 48.7, 226.2),
+        "Prompt Switch": (23.1, 41.7, 50.5, 56.8, 22.0, 40.8, 50.3, 51.0, 228.4),
+    },
 )
 
 # %% ../nbs/08_evaluate.ipynb #6058b415
 def beside_paper(
-    results: dict, # from evaluate
-) -> str: # a table in Markdown
-    "Set the measured row beside the paper's, with difference and standard error."
+    results: dict,  # from evaluate
+) -> str:  # a table in Markdown
+    """Set the measured row beside the paper's, with difference and standard error."""
     metrics, dataset = results["metrics"], results["config"]["dataset"]
-    own = [metrics[c.replace("v2t", "v2t_official") if c != "Meta Sum" else "Meta Sum official"] for c in COLUMNS]
+    own = [
+        metrics[c.replace("v2t", "v2t_official") if c != "Meta Sum" else "Meta Sum official"]
+        for c in COLUMNS
+    ]
     errors = [metrics.get(f"{c.replace('v2t', 'v2t_official')} se") for c in COLUMNS]
-    show = lambda values, form: [("–" if v is None else form.format(v)) for v in values]
-    rows = [[f"{system} (paper)", *show(values, "{:.1f}")] for system, values in PAPER.get(dataset, {}).items()]
-    rows += [["**this checkpoint**", *show(own, "{:.1f}")], ["± standard error", *show(errors, "{:.1f}")]]
-    if dataset in PAPER: rows.insert(-1, ["difference to the paper", *show([a - b for a, b in zip(own, PAPER[dataset]["Prompt Switch"])], "{:+.1f}")])
-    lines = ["| " + " | ".join(cells) + " |" for cells in [["", *COLUMNS], ["---"] + ["---:"] * len(COLUMNS), *rows]]
-    return "\n".join([*lines, "", f"{results['run']}: {results['computed_on']}; checkpoint: {results['chosen']}; video → text by the released code's rule (D18)"])
+
+    def show(values, form):
+        return [("–" if v is None else form.format(v)) for v in values]
+
+    rows = [
+        [f"{system} (paper)", *show(values, "{:.1f}")]
+        for system, values in PAPER.get(dataset, {}).items()
+    ]
+    rows += [
+        ["**this checkpoint**", *show(own, "{:.1f}")],
+        ["± standard error", *show(errors, "{:.1f}")],
+    ]
+    if dataset in PAPER:
+        rows.insert(
+            -1,
+            [
+                "difference to the paper",
+                *show([a - b for a, b in zip(own, PAPER[dataset]["Prompt Switch"])], "{:+.1f}"),
+            ],
+        )
+    lines = [
+        "| " + " | ".join(cells) + " |"
+        for cells in [["", *COLUMNS], ["---"] + ["---:"] * len(COLUMNS), *rows]
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{results['run']}: {results['computed_on']}; checkpoint: {results['chosen']}; video → text by the released code's rule (D18)",
+        ]
+    )
 
 # %% ../nbs/08_evaluate.ipynb #61fce18f
 def strip(
-    path: str, # a video file
+    path: str,  # a video file
     frames: int = 4,
-    height: int = 64, # pixels
-) -> torch.Tensor: # (height, width, 3) uint8
-    "Lay evenly spaced frames of a video side by side."
-    with open_video(path) as clip: picked = read_frames(clip, lambda n: [int((i + 0.5) * n / frames) for i in range(frames)])
+    height: int = 64,  # pixels
+) -> torch.Tensor:  # (height, width, 3) uint8
+    """Lay evenly spaced frames of a video side by side."""
+    with open_video(path) as clip:
+        picked = read_frames(clip, lambda n: [int((i + 0.5) * n / frames) for i in range(frames)])
     images = torch.as_tensor(picked).permute(0, 3, 1, 2).float()
     width = max(1, round(images.shape[3] * height / images.shape[2]))
-    small = torch.nn.functional.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
+    small = torch.nn.functional.interpolate(
+        images, size=(height, width), mode="bilinear", antialias=True
+    )
     return torch.cat(list(small.permute(0, 2, 3, 1)), dim=1).clamp(0, 255).byte()
 
+
 def show_retrieved(
-    encoded: dict, # from evaluate
-    queries: list[int], # which captions
+    encoded: dict,  # from evaluate
+    queries: list[int],  # which captions
     *,
     top: int = 5,
     title: str = "",
 ) -> plt.Figure:
-    "Draw each query's best videos as strips, the right one framed in green."
+    """Draw each query's best videos as strips, the right one framed in green."""
     rank = ranks(encoded["text"], encoded["video"], encoded["queries"].video_of_text)["t2v"]
     top = min(top, len(encoded["video"]))
-    fig, axes = plt.subplots(len(queries), top, figsize=(2.1 * top, 0.85 * len(queries) + 0.4), squeeze=False)
+    fig, axes = plt.subplots(
+        len(queries), top, figsize=(2.1 * top, 0.85 * len(queries) + 0.4), squeeze=False
+    )
     for row, q in zip(axes, queries):
         right = int(encoded["queries"].video_of_text[q])
         best = (encoded["video"] @ encoded["text"][q]).topk(top).indices.tolist()
         for ax, n in zip(row, best):
-            ax.imshow(strip(encoded["videos"][n].path), aspect="auto"); ax.set(xticks=[], yticks=[])
-            for side in ax.spines.values(): side.set(color="tab:green" if n == right else "0.8", linewidth=3 if n == right else 1)
+            ax.imshow(strip(encoded["videos"][n].path), aspect="auto")
+            ax.set(xticks=[], yticks=[])
+            for side in ax.spines.values():
+                side.set(
+                    color="tab:green" if n == right else "0.8", linewidth=3 if n == right else 1
+                )
         words = encoded["queries"].texts[q]
-        row[0].set_title(f"“{words[:90]}{'…' if len(words) > 90 else ''}”: the right one is number {rank[q]:.0f}", fontsize=7, loc="left")
+        row[0].set_title(
+            f"“{words[:90]}{'…' if len(words) > 90 else ''}”: the right one is number {rank[q]:.0f}",
+            fontsize=7,
+            loc="left",
+        )
     fig.suptitle(title, fontsize=9)
-    fig.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=1 - 0.6 / (0.85 * len(queries) + 0.4), wspace=0.04, hspace=0.55)
+    fig.subplots_adjust(
+        left=0.01,
+        right=0.99,
+        bottom=0.02,
+        top=1 - 0.6 / (0.85 * len(queries) + 0.4),
+        wspace=0.04,
+        hspace=0.55,
+    )
     return fig
 
 # %% ../nbs/08_evaluate.ipynb #da80fc1b
 def worst_queries(
-    encoded: dict, # from evaluate
+    encoded: dict,  # from evaluate
     n: int = 4,
-) -> list[int]: # captions, the worst first, one a video
-    "Find the captions whose video is ranked lowest."
+) -> list[int]:  # captions, the worst first, one a video
+    """Find the captions whose video is ranked lowest."""
     rank = ranks(encoded["text"], encoded["video"], encoded["queries"].video_of_text)["t2v"]
     seen, found = set(), []
     for q in rank.argsort(descending=True).tolist():
         video = int(encoded["queries"].video_of_text[q])
-        if video not in seen: found.append(q); seen.add(video)
+        if video not in seen:
+            found.append(q)
+            seen.add(video)
     return found[:n]

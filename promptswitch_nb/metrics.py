@@ -14,7 +14,8 @@ from torch import Tensor
 
 # %% ../nbs/06c_metrics.ipynb #5fbe36dc
 class Places(NamedTuple):
-    "Hold where the best right answer of each query stands."
+    """Hold where the best right answer of each query stands."""
+
     above: Tensor  # (Q,) wrong items that score higher
     tied: Tensor  # (Q,) wrong items that score the same
     right: Tensor  # (Q,) right items that score the same, itself included
@@ -27,7 +28,7 @@ def place(
     *,
     tolerance: float = 1e-6,  # similarities no further apart than this are the same
 ) -> Places:  # three counts for each query
-    "Place the best right item of each query among the wrong ones."
+    """Place the best right item of each query among the wrong ones."""
     _check_finite(sim, "similarities")
     right = video_of_query[:, None] == video_of_item
     best = torch.where(right, sim, -torch.inf).amax(1, keepdim=True)
@@ -37,15 +38,19 @@ def place(
 
 # %% ../nbs/06c_metrics.ipynb #9e1a29bd
 def _check_finite(x: Tensor, name: str) -> None:
-    "Refuse NaN and infinity: a comparison with NaN is false, so each query would come out first."
-    if torch.stack(x.aminmax()).isfinite().all(): return
+    """Refuse NaN and infinity: a comparison with NaN is false, so each query would come out first."""
+    if torch.stack(x.aminmax()).isfinite().all():
+        return
     bad = (~x.isfinite().all(1)).nonzero()[:, 0].tolist()
-    raise ValueError(f"{name}: {len(bad)} of {len(x)} rows hold NaN or infinity, the first is row {bad[0]}; no rank can be computed from them")
+    raise ValueError(
+        f"{name}: {len(bad)} of {len(x)} rows hold NaN or infinity, the first is row {bad[0]}; no rank can be computed from them"
+    )
 
 # %% ../nbs/06c_metrics.ipynb #d25af86c
 def _check_ties(ties: str) -> None:
-    "Refuse unknown tie policies."
-    if ties not in ("mean", "optimistic", "pessimistic"): raise ValueError(f"ties must be 'mean', 'optimistic' or 'pessimistic', not {ties!r}")
+    """Refuse unknown tie policies."""
+    if ties not in ("mean", "optimistic", "pessimistic"):
+        raise ValueError(f"ties must be 'mean', 'optimistic' or 'pessimistic', not {ties!r}")
 
 
 def expected_rank(
@@ -53,10 +58,12 @@ def expected_rank(
     *,
     ties: str = "mean",  # "mean", "optimistic" or "pessimistic"
 ) -> Tensor:  # (Q,) float64, from 1 on
-    "Compute the rank of the best right item."
+    """Compute the rank of the best right item."""
     _check_ties(ties)
     above, tied, right = (count.double() for count in places)
-    return 1 + above + {"mean": tied / (right + 1), "optimistic": 0 * tied, "pessimistic": tied}[ties]
+    return (
+        1 + above + {"mean": tied / (right + 1), "optimistic": 0 * tied, "pessimistic": tied}[ties]
+    )
 
 # %% ../nbs/06c_metrics.ipynb #14f16bdc
 def hit_rate(
@@ -65,8 +72,9 @@ def hit_rate(
     *,
     ties: str = "mean",  # "mean", "optimistic" or "pessimistic"
 ) -> Tensor:  # (Q,) float64 in [0,1]
-    "Compute the probability that a right item is among the first K."
-    if ties != "mean": return (expected_rank(places, ties=ties) <= k).double()
+    """Compute the probability that a right item is among the first K."""
+    if ties != "mean":
+        return (expected_rank(places, ties=ties) <= k).double()
     above, tied, right = (count.double() for count in places)
     miss = torch.ones_like(above)
     for seat in range(k):
@@ -80,34 +88,58 @@ def _best_caption(
     video_of_text: Tensor,  # (T,)
     n_videos: int,  # N
 ) -> Tensor:  # (Q,N)
-    "Represent each video of the gallery by its caption that is most similar to the query (D18)."
-    return sim.new_full((len(sim), n_videos), -torch.inf).scatter_reduce_(1, video_of_text.expand_as(sim), sim, "amax")
+    """Represent each video of the gallery by its caption that is most similar to the query (D18)."""
+    return sim.new_full((len(sim), n_videos), -torch.inf).scatter_reduce_(
+        1, video_of_text.expand_as(sim), sim, "amax"
+    )
 
 # %% ../nbs/06c_metrics.ipynb #097b3f42
-def _compare(text_rows, video_rows, video_of_text: Tensor, n_videos: int, chunk: int, tolerance: float) -> dict[str, Places]:
-    "Place the queries of both directions, chunk by chunk; `text_rows` and `video_rows` give the similarities of a slice of them."
+def _compare(
+    text_rows, video_rows, video_of_text: Tensor, n_videos: int, chunk: int, tolerance: float
+) -> dict[str, Places]:
+    """Place the queries of both directions, chunk by chunk; `text_rows` and `video_rows` give the similarities of a slice of them."""
     Q, N, videos = len(video_of_text), n_videos, torch.arange(n_videos, device=video_of_text.device)
-    counts = {name: torch.empty(3, n, dtype=torch.long, device=videos.device) for name, n in (("t2v", Q), ("v2t", N), ("v2t_official", N))}
+    counts = {
+        name: torch.empty(3, n, dtype=torch.long, device=videos.device)
+        for name, n in (("t2v", Q), ("v2t", N), ("v2t_official", N))
+    }
     for i in range(0, Q, chunk):
         part = slice(i, i + chunk)
-        counts["t2v"][:, part] = torch.stack(place(text_rows(part), video_of_text[part], videos, tolerance=tolerance))
+        counts["t2v"][:, part] = torch.stack(
+            place(text_rows(part), video_of_text[part], videos, tolerance=tolerance)
+        )
     for i in range(0, N, chunk):
         part, sim = slice(i, i + chunk), video_rows(slice(i, i + chunk))
-        counts["v2t"][:, part] = torch.stack(place(sim, videos[part], video_of_text, tolerance=tolerance))
-        if Q > N: counts["v2t_official"][:, part] = torch.stack(place(_best_caption(sim, video_of_text, N), videos[part], videos, tolerance=tolerance))
-    if Q == N: counts["v2t_official"] = counts["v2t"]
+        counts["v2t"][:, part] = torch.stack(
+            place(sim, videos[part], video_of_text, tolerance=tolerance)
+        )
+        if Q > N:
+            counts["v2t_official"][:, part] = torch.stack(
+                place(
+                    _best_caption(sim, video_of_text, N), videos[part], videos, tolerance=tolerance
+                )
+            )
+    if Q == N:
+        counts["v2t_official"] = counts["v2t"]
     return {name: Places(*count.cpu()) for name, count in counts.items()}
 
 # %% ../nbs/06c_metrics.ipynb #091014f4
 def _check_owners(video_of_text: Tensor, n_texts: int, n_videos: int) -> None:
-    "Refuse captions without a video of the gallery, and videos without a caption."
+    """Refuse captions without a video of the gallery, and videos without a caption."""
     if video_of_text.shape != (n_texts,) or video_of_text.dtype.is_floating_point or not n_texts:
-        raise ValueError(f"video_of_text must name the video of each of the {n_texts} captions by its number; got {video_of_text.dtype} of {tuple(video_of_text.shape)}")
+        raise ValueError(
+            f"video_of_text must name the video of each of the {n_texts} captions by its number; got {video_of_text.dtype} of {tuple(video_of_text.shape)}"
+        )
     low, high = video_of_text.min().item(), video_of_text.max().item()
     if low < 0 or high >= n_videos:
-        raise ValueError(f"video_of_text goes from {low} to {high}, but there are {n_videos} videos, counted from 0; drop the captions of missing videos")
+        raise ValueError(
+            f"video_of_text goes from {low} to {high}, but there are {n_videos} videos, counted from 0; drop the captions of missing videos"
+        )
     without = (video_of_text.bincount(minlength=n_videos) == 0).nonzero()[:, 0].tolist()
-    if without: raise ValueError(f"{len(without)} of {n_videos} videos have no caption, the first is video {without[0]}; drop them, no text can be right for them")
+    if without:
+        raise ValueError(
+            f"{len(without)} of {n_videos} videos have no caption, the first is video {without[0]}; drop them, no text can be right for them"
+        )
 
 # %% ../nbs/06c_metrics.ipynb #62bfadf6
 @torch.no_grad()
@@ -119,15 +151,24 @@ def compare(
     chunk: int = 64,  # queries compared at a time
     tolerance: float = 1e-6,  # similarities no further apart than this are the same
 ) -> dict[str, Places]:  # "t2v" (Q,), "v2t" and "v2t_official" (N,)
-    "Place the queries of both directions by dot product; memory grows with chunk times the larger of Q and N."
+    """Place the queries of both directions by dot product; memory grows with chunk times the larger of Q and N."""
     if text.ndim != 2 or video.ndim != 2 or text.shape[1] != video.shape[1]:
-        raise ValueError(f"texts (Q,E) and videos (N,E) must have the same width E; got {tuple(text.shape)} and {tuple(video.shape)}")
+        raise ValueError(
+            f"texts (Q,E) and videos (N,E) must have the same width E; got {tuple(text.shape)} and {tuple(video.shape)}"
+        )
     video_of_text = torch.as_tensor(video_of_text, device=text.device)
     _check_owners(video_of_text, len(text), len(video))
     _check_finite(text, "texts"), _check_finite(video, "videos")
     text, video = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (text, video))
     with torch.autocast(text.device.type, enabled=False):
-        return _compare(lambda part: text[part] @ video.T, lambda part: video[part] @ text.T, video_of_text.long(), len(video), chunk, tolerance)
+        return _compare(
+            lambda part: text[part] @ video.T,
+            lambda part: video[part] @ text.T,
+            video_of_text.long(),
+            len(video),
+            chunk,
+            tolerance,
+        )
 
 # %% ../nbs/06c_metrics.ipynb #6d72bfec
 @torch.no_grad()
@@ -138,12 +179,20 @@ def compare_similarity(
     chunk: int = 64,  # queries compared at a time
     tolerance: float = 1e-6,  # similarities no further apart than this are the same
 ) -> dict[str, Places]:  # "t2v" (Q,), "v2t" and "v2t_official" (N,)
-    "Place the queries of both directions by a given matrix of similarities."
-    if sim.ndim != 2: raise ValueError(f"similarities must be (Q,N), a row for each text; got {tuple(sim.shape)}")
+    """Place the queries of both directions by a given matrix of similarities."""
+    if sim.ndim != 2:
+        raise ValueError(f"similarities must be (Q,N), a row for each text; got {tuple(sim.shape)}")
     video_of_text = torch.as_tensor(video_of_text, device=sim.device)
     _check_owners(video_of_text, *sim.shape)
     sim = sim.to(torch.promote_types(sim.dtype, torch.float32))
-    return _compare(lambda part: sim[part], lambda part: sim[:, part].T, video_of_text.long(), sim.shape[1], chunk, tolerance)
+    return _compare(
+        lambda part: sim[part],
+        lambda part: sim[:, part].T,
+        video_of_text.long(),
+        sim.shape[1],
+        chunk,
+        tolerance,
+    )
 
 # %% ../nbs/06c_metrics.ipynb #ea43787b
 def ranks(
@@ -154,7 +203,7 @@ def ranks(
     ties: str = "mean",  # "mean", "optimistic" or "pessimistic"
     chunk: int = 64,  # queries compared at a time
 ) -> dict[str, Tensor]:  # "t2v" (Q,), "v2t" and "v2t_official" (N,), from 1 on
-    "Compute the rank of each text's video, and of each video's text by both rules."
+    """Compute the rank of each text's video, and of each video's text by both rules."""
     found = compare(text, video, video_of_text, chunk=chunk)
     return {direction: expected_rank(places, ties=ties) for direction, places in found.items()}
 
@@ -163,7 +212,7 @@ def standard_error(
     values: Tensor,  # (Q,) one value for each query
     group: Tensor,  # (Q,) number of the video that a query belongs to
 ) -> float:
-    "Estimate the standard error of a mean whose values are independent between videos, not within."
+    """Estimate the standard error of a mean whose values are independent between videos, not within."""
     residual = values.double() - values.double().mean()
     sums = residual.new_zeros(int(group.max()) + 1).index_add(0, group, residual)
     return (sums.square().sum().sqrt() / len(values)).item()
@@ -175,17 +224,33 @@ def summarise(
     *,
     ties: str = "mean",  # "mean", "optimistic" or "pessimistic"
 ) -> dict[str, float]:  # "t2v/R@1", "t2v/R@1 se", …, "Meta Sum"
-    "Compute R@1, R@5, R@10 (percent), MdR, MnR and their standard errors in each direction, and the Meta Sum."
+    """Compute R@1, R@5, R@10 (percent), MdR, MnR and their standard errors in each direction, and the Meta Sum."""
     metrics = {}
     for direction, found in places.items():
         rank = expected_rank(found, ties=ties)
-        group = torch.as_tensor(video_of_text, device=rank.device).long() if direction == "t2v" else torch.arange(len(rank), device=rank.device)
+        group = (
+            torch.as_tensor(video_of_text, device=rank.device).long()
+            if direction == "t2v"
+            else torch.arange(len(rank), device=rank.device)
+        )
         for k in (1, 5, 10):
             hits = 100 * hit_rate(found, k, ties=ties)
-            metrics |= {f"{direction}/R@{k}": hits.mean().item(), f"{direction}/R@{k} se": standard_error(hits, group)}
-        metrics |= {f"{direction}/MdR": rank.quantile(0.5).item(), f"{direction}/MnR": rank.mean().item(), f"{direction}/MnR se": standard_error(rank, group)}
-    recall = {direction: sum(metrics[f"{direction}/R@{k}"] for k in (1, 5, 10)) for direction in places}
-    metrics |= {"Meta Sum": recall["t2v"] + recall["v2t"], "Meta Sum official": recall["t2v"] + recall["v2t_official"]}
+            metrics |= {
+                f"{direction}/R@{k}": hits.mean().item(),
+                f"{direction}/R@{k} se": standard_error(hits, group),
+            }
+        metrics |= {
+            f"{direction}/MdR": rank.quantile(0.5).item(),
+            f"{direction}/MnR": rank.mean().item(),
+            f"{direction}/MnR se": standard_error(rank, group),
+        }
+    recall = {
+        direction: sum(metrics[f"{direction}/R@{k}"] for k in (1, 5, 10)) for direction in places
+    }
+    metrics |= {
+        "Meta Sum": recall["t2v"] + recall["v2t"],
+        "Meta Sum official": recall["t2v"] + recall["v2t_official"],
+    }
     return metrics | {"captions": len(places["t2v"].above), "videos": len(places["v2t"].above)}
 
 # %% ../nbs/06c_metrics.ipynb #92c308ac
@@ -198,8 +263,12 @@ def retrieval_metrics(
     chunk: int = 64,  # queries compared at a time
     tolerance: float = 1e-6,  # similarities no further apart than this are the same
 ) -> dict[str, float]:  # "t2v/R@1", "t2v/R@1 se", …, "Meta Sum"
-    "Compute the metrics of section 4 from the vectors of texts and videos."
-    return summarise(compare(text, video, video_of_text, chunk=chunk, tolerance=tolerance), video_of_text, ties=ties)
+    """Compute the metrics of section 4 from the vectors of texts and videos."""
+    return summarise(
+        compare(text, video, video_of_text, chunk=chunk, tolerance=tolerance),
+        video_of_text,
+        ties=ties,
+    )
 
 
 def metrics_from_similarity(
@@ -209,24 +278,52 @@ def metrics_from_similarity(
     ties: str = "mean",  # "mean", "optimistic" or "pessimistic"
     tolerance: float = 1e-6,  # similarities no further apart than this are the same
 ) -> dict[str, float]:  # "t2v/R@1", "t2v/R@1 se", …, "Meta Sum"
-    "Compute the metrics of section 4 from a matrix of similarities."
-    return summarise(compare_similarity(sim, video_of_text, tolerance=tolerance), video_of_text, ties=ties)
+    """Compute the metrics of section 4 from a matrix of similarities."""
+    return summarise(
+        compare_similarity(sim, video_of_text, tolerance=tolerance), video_of_text, ties=ties
+    )
 
 # %% ../nbs/06c_metrics.ipynb #59c63ebc
 def format_table(
     rows: dict[str, dict[str, float]],  # name of the row -> its metrics
     *,
-    columns: tuple[str, ...] = ("t2v/R@1", "t2v/R@5", "t2v/R@10", "t2v/MnR", "v2t/R@1", "v2t/R@5", "v2t/R@10", "v2t/MnR", "Meta Sum"),  # metrics shown
+    columns: tuple[str, ...] = (
+        "t2v/R@1",
+        "t2v/R@5",
+        "t2v/R@10",
+        "t2v/MnR",
+        "v2t/R@1",
+        "v2t/R@5",
+        "v2t/R@10",
+        "v2t/MnR",
+        "Meta Sum",
+    ),  # metrics shown
     errors: bool = True,  # show standard errors
 ) -> str:  # Markdown
-    "Format rows of metrics as a Markdown table."
+    """Format rows of metrics as a Markdown table."""
+
     def cell(metrics, name):
-        if metrics.get(name) is None: return "–"
+        if metrics.get(name) is None:
+            return "–"
         error = metrics.get(f"{name} se") if errors else None
         return f"{metrics[name]:.1f}" + ("" if error is None else f" ± {error:.1f}")
+
     head = ["", *columns]
     body = [[title, *(cell(metrics, name) for name in columns)] for title, metrics in rows.items()]
     widths = [max(map(len, column)) for column in zip(head, *body)]
-    line = lambda cells: "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths))) + " |"
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+
+    def line(cells):
+        return (
+            "| "
+            + " | ".join(
+                c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths))
+            )
+            + " |"
+        )
+
+    rule = (
+        "|"
+        + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+        + "|"
+    )
     return "\n".join([line(head), rule, *map(line, body)])

@@ -21,141 +21,224 @@ import av
 import numpy as np
 
 # %% ../nbs/06d_shapes.ipynb #1216d625
-DIRECTIONS = dict(left=(-1, 0), right=(1, 0), up=(0, -1), down=(0, 1)) # (x,y), y grows downwards
-OPPOSITE = dict(left="right", right="left", up="down", down="up", grow="shrink", shrink="grow", clockwise="counterclockwise",
-                counterclockwise="clockwise", rest="rest", absent="absent")
+DIRECTIONS = dict(left=(-1, 0), right=(1, 0), up=(0, -1), down=(0, 1))  # (x,y), y grows downwards
+OPPOSITE = dict(
+    left="right",
+    right="left",
+    up="down",
+    down="up",
+    grow="shrink",
+    shrink="grow",
+    clockwise="counterclockwise",
+    counterclockwise="clockwise",
+    rest="rest",
+    absent="absent",
+)
+
 
 def reverse_motion(
-    motion: tuple[str, str], # its two phases
+    motion: tuple[str, str],  # its two phases
 ) -> tuple[str, str]:
-    "Name the motion that one sees when the video is played backwards."
+    """Name the motion that one sees when the video is played backwards."""
     return OPPOSITE[motion[1]], OPPOSITE[motion[0]]
 
+
 def _useful(motion):
-    "Keep motions that differ from their own reverse and go somewhere; turns are combined with left and right alone."
+    """Keep motions that differ from their own reverse and go somewhere; turns are combined with left and right alone."""
     turns = {"clockwise", "counterclockwise"} & set(motion)
-    return motion != reverse_motion(motion) and set(motion) & ({"left", "right"} if turns else set(DIRECTIONS))
+    return motion != reverse_motion(motion) and set(motion) & (
+        {"left", "right"} if turns else set(DIRECTIONS)
+    )
+
 
 MOTIONS = [motion for motion in product(OPPOSITE, OPPOSITE) if _useful(motion)]
 
 # %% ../nbs/06d_shapes.ipynb #888eafb9
-VERBS = dict(left="moves left", right="moves right", up="moves up", down="moves down", grow="grows", shrink="shrinks",
-             clockwise="turns clockwise", counterclockwise="turns counterclockwise")
+VERBS = dict(
+    left="moves left",
+    right="moves right",
+    up="moves up",
+    down="moves down",
+    grow="grows",
+    shrink="shrinks",
+    clockwise="turns clockwise",
+    counterclockwise="turns counterclockwise",
+)
+
 
 def motion_phrases(
     motion: tuple[str, str],
-) -> tuple[str, str]: # two phrasings of it
-    "Put a motion into words."
+) -> tuple[str, str]:  # two phrasings of it
+    """Put a motion into words."""
     first, second = motion
-    if first == second: return f"keeps moving {first}", f"{VERBS[first]} all the time"
-    if first in DIRECTIONS and second in DIRECTIONS: return f"moves {first}, then {second}", f"moves {first} and then {second}"
+    if first == second:
+        return f"keeps moving {first}", f"{VERBS[first]} all the time"
+    if first in DIRECTIONS and second in DIRECTIONS:
+        return f"moves {first}, then {second}", f"moves {first} and then {second}"
     before = dict(VERBS, rest="waits", absent="appears")[first]
     after = dict(VERBS, rest="stops", absent="vanishes")[second]
     return f"{before}, then {after}", f"{before} and then {after}"
 
 # %% ../nbs/06d_shapes.ipynb #4c18b955
 class Look(NamedTuple):
-    "Say what stays the same in a video."
+    """Say what stays the same in a video."""
+
     colour: str
     shape: str
-    size: str = ""   # small or large
-    ground: str = "" # clouds, stripes or checks
-    ring: str = ""   # colour of the ring beside the path, if there is one
+    size: str = ""  # small or large
+    ground: str = ""  # clouds, stripes or checks
+    ring: str = ""  # colour of the ring beside the path, if there is one
 
-FORMS = "a {} {}", "the {} {}", "there is a {} that {}" # what, what it does
+
+FORMS = "a {} {}", "the {} {}", "there is a {} that {}"  # what, what it does
+
 
 def describe(
     look: Look,
     motion: tuple[str, str],
     *,
-    form: int = 0, # which of FORMS
-    link: int = 0, # which of the two motion phrases
-    detail: str = "", # the detail to name: "", size, ground or ring
-) -> str: # a caption
-    "Write a caption; other arguments give other phrasings of the same fact."
+    form: int = 0,  # which of FORMS
+    link: int = 0,  # which of the two motion phrases
+    detail: str = "",  # the detail to name: "", size, ground or ring
+) -> str:  # a caption
+    """Write a caption; other arguments give other phrasings of the same fact."""
     what = f"{look.colour} {look.shape}"
-    if detail == "size": what = f"{look.size} {what}"
-    if detail == "ground": what = f"{what} on {look.ground}"
+    if detail == "size":
+        what = f"{look.size} {what}"
+    if detail == "ground":
+        what = f"{what} on {look.ground}"
     does = motion_phrases(motion)[link] + (f", past a {look.ring} ring" if detail == "ring" else "")
     return FORMS[form].format(what, does)
 
 # %% ../nbs/06d_shapes.ipynb #22ef8086
-COLOURS = dict(red=(220, 40, 40), green=(40, 180, 60), blue=(60, 90, 235), yellow=(235, 205, 50), pink=(240, 110, 200), white=(245, 245, 245))
+COLOURS = dict(
+    red=(220, 40, 40),
+    green=(40, 180, 60),
+    blue=(60, 90, 235),
+    yellow=(235, 205, 50),
+    pink=(240, 110, 200),
+    white=(245, 245, 245),
+)
 SHAPES = "square", "triangle", "cross"
 GROUNDS = "clouds", "stripes", "checks"
 SIZES = "small", "large"
-LOOKS = [(colour, shape) for i, colour in enumerate(COLOURS) for shape in ("square", ("triangle", "cross")[i % 2])]
+LOOKS = [
+    (colour, shape)
+    for i, colour in enumerate(COLOURS)
+    for shape in ("square", ("triangle", "cross")[i % 2])
+]
 PLACES = [(y, x) for y in ("top", "middle", "bottom") for x in ("left", "centre", "right")]
 
 # %% ../nbs/06d_shapes.ipynb #7b113e19
 def distance(
-    shape: str, # one of SHAPES, or ring
-    x: np.ndarray, # pixels from the centre, to the right
-    y: np.ndarray, # … and down
-    r: float, # radius in pixels
-) -> np.ndarray: # pixels to the edge, negative inside
-    "Measure how far each point is from a shape's edge."
-    if shape == "square": return np.maximum(abs(x), abs(y)) - 1.05 * r
-    if shape == "triangle": return np.maximum(0.866 * abs(x) - 0.5 * y - 0.56 * r, y - 0.72 * r)
-    if shape == "cross": return np.minimum(np.maximum(abs(x) - 1.2 * r, abs(y) - 0.2 * r), np.maximum(abs(y) - 1.2 * r, abs(x) - 0.2 * r))
-    if shape == "ring": return abs(np.hypot(x, y) - 0.8 * r) - 0.25 * r
+    shape: str,  # one of SHAPES, or ring
+    x: np.ndarray,  # pixels from the centre, to the right
+    y: np.ndarray,  # … and down
+    r: float,  # radius in pixels
+) -> np.ndarray:  # pixels to the edge, negative inside
+    """Measure how far each point is from a shape's edge."""
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) - 1.05 * r
+    if shape == "triangle":
+        return np.maximum(0.866 * abs(x) - 0.5 * y - 0.56 * r, y - 0.72 * r)
+    if shape == "cross":
+        return np.minimum(
+            np.maximum(abs(x) - 1.2 * r, abs(y) - 0.2 * r),
+            np.maximum(abs(y) - 1.2 * r, abs(x) - 0.2 * r),
+        )
+    if shape == "ring":
+        return abs(np.hypot(x, y) - 0.8 * r) - 0.25 * r
     raise ValueError(f"unknown shape {shape!r}; known are {', '.join(SHAPES)} and ring")
 
+
 def paint(
-    image: np.ndarray, # (H,W,3) float, painted over
+    image: np.ndarray,  # (H,W,3) float, painted over
     shape: str,
     colour: str,
-    centre: tuple[float, float], # x, y in pixels
-    r: float, # radius in pixels
-    turn: float = 0.0, # radians, clockwise
-) -> np.ndarray: # (H,W,3), a new image
-    "Paint a shape with an antialiased edge."
+    centre: tuple[float, float],  # x, y in pixels
+    r: float,  # radius in pixels
+    turn: float = 0.0,  # radians, clockwise
+) -> np.ndarray:  # (H,W,3), a new image
+    """Paint a shape with an antialiased edge."""
     y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
     x, y = x - centre[0], y - centre[1]
-    inside = np.clip(0.5 - distance(shape, np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x, r), 0, 1)[..., None]
+    inside = np.clip(
+        0.5
+        - distance(
+            shape, np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x, r
+        ),
+        0,
+        1,
+    )[..., None]
     return image * (1 - inside) + inside * np.array(COLOURS[colour], float)
 
 # %% ../nbs/06d_shapes.ipynb #2e9e168e
 def draw_ground(
-    kind: str, # one of GROUNDS
-    size: int, # H = W in pixels
+    kind: str,  # one of GROUNDS
+    size: int,  # H = W in pixels
     rng: np.random.Generator,
-) -> np.ndarray: # (H,W,3) float
-    "Draw a textured ground."
+) -> np.ndarray:  # (H,W,3) float
+    """Draw a textured ground."""
     y, x = np.mgrid[:size, :size] * (64 / size)
     angle, period, phase = rng.uniform(0, np.pi), rng.uniform(7, 12), rng.uniform(0, 2 * np.pi)
-    wave = lambda a: np.sign(np.sin(2 * np.pi / period * (x * np.cos(a) + y * np.sin(a)) + phase))
-    if kind == "stripes": pattern = wave(angle)
-    elif kind == "checks": pattern = wave(angle) * wave(angle + np.pi / 2)
+
+    def wave(a):
+        return np.sign(np.sin(2 * np.pi / period * (x * np.cos(a) + y * np.sin(a)) + phase))
+
+    if kind == "stripes":
+        pattern = wave(angle)
+    elif kind == "checks":
+        pattern = wave(angle) * wave(angle + np.pi / 2)
     else:
-        stretch = np.array([np.interp(np.linspace(0, 8, size), np.arange(9), row) for row in np.eye(9)])
+        stretch = np.array(
+            [np.interp(np.linspace(0, 8, size), np.arange(9), row) for row in np.eye(9)]
+        )
         pattern = stretch.T @ rng.normal(size=(9, 9)) @ stretch
     return (rng.uniform(90, 130) + rng.uniform(5, 14) * pattern)[..., None] + rng.uniform(-8, 8, 3)
 
 # %% ../nbs/06d_shapes.ipynb #87596521
 def trajectory(
     motion: tuple[str, str],
-    n_frames: int, # frames of the video, even
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: # position (n,2), log-scale (n,), turn (n,), visible (n,); the whole video is one unit of time
-    "Work out where the object is, relative to its start, in each frame."
+    n_frames: int,  # frames of the video, even
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray, np.ndarray
+]:  # position (n,2), log-scale (n,), turn (n,), visible (n,); the whole video is one unit of time
+    """Work out where the object is, relative to its start, in each frame."""
     half, time = n_frames // 2, np.arange(n_frames) / (n_frames - 1)
-    elapsed = np.stack([np.minimum(time, 0.5), np.maximum(time - 0.5, 0)])       # (2,n) time spent in each phase
-    total = lambda rates: sum(np.multiply.outer(e, rates.get(phase, 0 * rates["zero"])) for e, phase in zip(elapsed, motion))
-    position = total({name: np.array(d, float) for name, d in DIRECTIONS.items()} | dict(zero=np.zeros(2)))
+    elapsed = np.stack(
+        [np.minimum(time, 0.5), np.maximum(time - 0.5, 0)]
+    )  # (2,n) time spent in each phase
+
+    def total(rates):
+        return sum(
+            np.multiply.outer(e, rates.get(phase, 0 * rates["zero"]))
+            for e, phase in zip(elapsed, motion)
+        )
+
+    position = total(
+        {name: np.array(d, float) for name, d in DIRECTIONS.items()} | dict(zero=np.zeros(2))
+    )
     visible = np.repeat([phase != "absent" for phase in motion], half)
-    return position, total(dict(grow=1.0, shrink=-1.0, zero=0.0)), total(dict(clockwise=1.0, counterclockwise=-1.0, zero=0.0)), visible
+    return (
+        position,
+        total(dict(grow=1.0, shrink=-1.0, zero=0.0)),
+        total(dict(clockwise=1.0, counterclockwise=-1.0, zero=0.0)),
+        visible,
+    )
 
 # %% ../nbs/06d_shapes.ipynb #48c183d2
 class Scene(NamedTuple):
-    "Hold a drawn video and what was drawn."
-    frames: np.ndarray # (n,H,W,3) uint8
+    """Hold a drawn video and what was drawn."""
+
+    frames: np.ndarray  # (n,H,W,3) uint8
     look: Look
-    centre: np.ndarray # (n,2) x, y of the object in pixels
-    radius: np.ndarray # (n,) in pixels
-    visible: np.ndarray # (n,) bool
+    centre: np.ndarray  # (n,2) x, y of the object in pixels
+    radius: np.ndarray  # (n,) in pixels
+    visible: np.ndarray  # (n,) bool
+
 
 def _ring_place(path, step, reach, side, size):
-    "Find a place beside the part of the path where the object moves: (x,y), or None if there is no room."
+    """Find a place beside the part of the path where the object moves: (x,y), or None if there is no room."""
     beside = path.mean(0) + side * np.array([-step[1], step[0]]) * (reach + 0.11 * size)
     inside = (beside > 0.08 * size).all() and (beside < 0.92 * size).all()
     return beside if inside and np.hypot(*(path - beside).T).min() > reach + 0.08 * size else None
@@ -167,82 +250,146 @@ def render(
     motion: tuple[str, str],
     rng: np.random.Generator,
     *,
-    size: int = 48, # H = W in pixels
-    n_frames: int = 12, # even
+    size: int = 48,  # H = W in pixels
+    n_frames: int = 12,  # even
 ) -> Scene:
-    "Draw a video of a look and a motion; the rest is random."
+    """Draw a video of a look and a motion; the rest is random."""
     kind, bulk = GROUNDS[rng.integers(3)], SIZES[rng.integers(2)]
-    ground, base = draw_ground(kind, size, rng), size * (rng.uniform(0.095, 0.115) if bulk == "small" else rng.uniform(0.135, 0.155))
+    ground, base = (
+        draw_ground(kind, size, rng),
+        size * (rng.uniform(0.095, 0.115) if bulk == "small" else rng.uniform(0.135, 0.155)),
+    )
     position, scale, turn, visible = trajectory(motion, n_frames)
     radius = base * np.exp(1.35 * (scale - (scale.max() + scale.min()) / 2))
-    speed = rng.uniform(0.54, 0.62) * (1 if all(phase in DIRECTIONS for phase in motion) else 1.5) # a single move goes further
+    speed = rng.uniform(0.54, 0.62) * (
+        1 if all(phase in DIRECTIONS for phase in motion) else 1.5
+    )  # a single move goes further
     position, reach = position * size * speed, radius.max() * (1.5 if turn.any() else 1.2)
     low, high = reach - position.min(0), size - reach - position.max(0)
     centre = position + low + rng.uniform(0, 1, 2) * np.maximum(high - low, 0)
-    ring, side, wanted = rng.choice([c for c in COLOURS if c != colour]), rng.choice([-1, 1]), rng.random() < 0.4
+    ring, side, wanted = (
+        rng.choice([c for c in COLOURS if c != colour]),
+        rng.choice([-1, 1]),
+        rng.random() < 0.4,
+    )
     moving = 0 if motion[0] in DIRECTIONS else 1
     path = np.split(centre, 2)[moving]
-    place = _ring_place(path, DIRECTIONS[motion[moving]], reach, side, size) if wanted and motion[moving] in DIRECTIONS else None
-    if place is not None: ground = paint(ground, "ring", ring, place, 0.08 * size)
+    place = (
+        _ring_place(path, DIRECTIONS[motion[moving]], reach, side, size)
+        if wanted and motion[moving] in DIRECTIONS
+        else None
+    )
+    if place is not None:
+        ground = paint(ground, "ring", ring, place, 0.08 * size)
     angle = rng.uniform(-0.1, 0.1) + 2.5 * turn
-    frames = [paint(ground, shape, colour, centre[t], radius[t], angle[t]) if visible[t] else ground for t in range(n_frames)]
+    frames = [
+        paint(ground, shape, colour, centre[t], radius[t], angle[t]) if visible[t] else ground
+        for t in range(n_frames)
+    ]
     frames = np.clip(np.round(frames), 0, 255).astype(np.uint8)
-    return Scene(frames, Look(colour, shape, bulk, kind, str(ring) if place is not None else ""), centre, radius, visible)
+    return Scene(
+        frames,
+        Look(colour, shape, bulk, kind, str(ring) if place is not None else ""),
+        centre,
+        radius,
+        visible,
+    )
 
 # %% ../nbs/06d_shapes.ipynb #9e7406b8
 def render_still(
     rng: np.random.Generator,
     *,
-    size: int = 48, # H = W in pixels
-) -> tuple[np.ndarray, str]: # (1,H,W,3) uint8, its caption
-    "Draw a single frame, and say what is where."
+    size: int = 48,  # H = W in pixels
+) -> tuple[np.ndarray, str]:  # (1,H,W,3) uint8, its caption
+    """Draw a single frame, and say what is where."""
     colour, shape = LOOKS[rng.integers(len(LOOKS))]
-    image, radius, empty = draw_ground(GROUNDS[rng.integers(3)], size, rng), size * np.exp(rng.uniform(np.log(0.09), np.log(0.17))), rng.random() < 0.04
+    image, radius, empty = (
+        draw_ground(GROUNDS[rng.integers(3)], size, rng),
+        size * np.exp(rng.uniform(np.log(0.09), np.log(0.17))),
+        rng.random() < 0.04,
+    )
     spot = rng.uniform(radius, size - radius, 2)
     row, column = PLACES[int(spot[1] * 3 // size) * 3 + int(spot[0] * 3 // size)]
-    if not empty: image = paint(image, shape, colour, spot, radius, rng.uniform(-0.3, 0.3))
-    ring, ring_spot, wanted = rng.choice([c for c in COLOURS if c != colour]), rng.uniform(0.11, 0.89, 2) * size, rng.random() < 0.3
+    if not empty:
+        image = paint(image, shape, colour, spot, radius, rng.uniform(-0.3, 0.3))
+    ring, ring_spot, wanted = (
+        rng.choice([c for c in COLOURS if c != colour]),
+        rng.uniform(0.11, 0.89, 2) * size,
+        rng.random() < 0.3,
+    )
     wanted = wanted and np.hypot(*(spot - ring_spot)) > 1.2 * radius + 0.1 * size
-    if wanted: image = paint(image, "ring", ring, ring_spot, 0.08 * size)
-    what = ("large " if radius > 0.14 * size else "small " if radius < 0.11 * size else "") * (rng.random() < 0.5) + f"{colour} {shape}"
+    if wanted:
+        image = paint(image, "ring", ring, ring_spot, 0.08 * size)
+    what = ("large " if radius > 0.14 * size else "small " if radius < 0.11 * size else "") * (
+        rng.random() < 0.5
+    ) + f"{colour} {shape}"
     place = "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
-    caption = "there is no object" if empty else ("a {} at the {}", "the {} is at the {}", "there is a {} at the {}")[rng.integers(3)].format(what, place)
-    if wanted and rng.random() < 0.6: caption += f" and a {ring} ring"
+    caption = (
+        "there is no object"
+        if empty
+        else ("a {} at the {}", "the {} is at the {}", "there is a {} at the {}")[
+            rng.integers(3)
+        ].format(what, place)
+    )
+    if wanted and rng.random() < 0.6:
+        caption += f" and a {ring} ring"
     return np.clip(np.round(image), 0, 255).astype(np.uint8)[None], caption
 
 # %% ../nbs/06d_shapes.ipynb #be6dd027
 def _all_words():
-    "List every word that a caption of this world can hold."
-    looks = [Look(colour, shape, bulk, ground, "red") for colour, shape in LOOKS for bulk in SIZES for ground in GROUNDS]
-    texts = [describe(look, ("left", "up"), detail=detail) for look in looks for detail in ("size", "ground", "ring")] + list(FORMS)
-    texts += [phrase for motion in MOTIONS for phrase in motion_phrases(motion)] + ["is at the and there no object"] + [" ".join(place) for place in PLACES]
+    """List every word that a caption of this world can hold."""
+    looks = [
+        Look(colour, shape, bulk, ground, "red")
+        for colour, shape in LOOKS
+        for bulk in SIZES
+        for ground in GROUNDS
+    ]
+    texts = [
+        describe(look, ("left", "up"), detail=detail)
+        for look in looks
+        for detail in ("size", "ground", "ring")
+    ] + list(FORMS)
+    texts += (
+        [phrase for motion in MOTIONS for phrase in motion_phrases(motion)]
+        + ["is at the and there no object"]
+        + [" ".join(place) for place in PLACES]
+    )
     return sorted(set(" ".join(texts).replace("{}", " ").replace(",", " , ").split()))
+
 
 SHAPE_WORDS = _all_words()
 
 # %% ../nbs/06d_shapes.ipynb #f1993d75
 def write_mp4(
     path: str | Path,
-    frames: np.ndarray, # (n,H,W,3) uint8, H and W even
+    frames: np.ndarray,  # (n,H,W,3) uint8, H and W even
     *,
     fps: int = 6,
 ) -> None:
-    "Write frames as an H.264 file."
+    """Write frames as an H.264 file."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options=dict(crf="18", preset="ultrafast", threads="1"))
+        stream = container.add_stream(
+            "libx264", rate=fps, options=dict(crf="18", preset="ultrafast", threads="1")
+        )
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for frame in frames: container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        for frame in frames:
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                )
+            )
         container.mux(stream.encode(None))
 
 # %% ../nbs/06d_shapes.ipynb #e16408b2
-VERSION = 1 # of the world; a set that another version wrote is made anew
-HELD_OUT = 1 / 6 # share of the combinations that training never sees
+VERSION = 1  # of the world; a set that another version wrote is made anew
+HELD_OUT = 1 / 6  # share of the combinations that training never sees
 SPLITS = "train", "val", "test", "compose", "stills"
+
 
 def combinations(
     seed: int,
-) -> tuple[list, list]: # seen in training, held out: [((colour, shape), motion), …]
-    "Split the combinations of look and motion."
+) -> tuple[list, list]:  # seen in training, held out: [((colour, shape), motion), …]
+    """Split the combinations of look and motion."""
     pairs = list(product(LOOKS, MOTIONS))
     order = np.random.default_rng([seed, len(SPLITS)]).permutation(len(pairs))
     cut = round(HELD_OUT * len(pairs))
@@ -250,17 +397,23 @@ def combinations(
 
 # %% ../nbs/06d_shapes.ipynb #2b4fcb1f
 def _captions(scene, motion, rng, n):
-    "Draw n different phrasings for a video: (the captions, the first one's caption of the reversed video)."
+    """Draw n different phrasings for a video: (the captions, the first one's caption of the reversed video)."""
     details = ["", "", "size", "ground"] + ["ring"] * bool(scene.look.ring)
     ways = {}
     while len(ways) < n:
-        way = dict(form=int(rng.integers(3)), link=int(rng.integers(2)), detail=details[rng.integers(len(details))])
+        way = dict(
+            form=int(rng.integers(3)),
+            link=int(rng.integers(2)),
+            detail=details[rng.integers(len(details))],
+        )
         ways.setdefault(describe(scene.look, motion, **way), way)
     first = next(iter(ways.values()))
     return list(ways), describe(scene.look, reverse_motion(motion), **first)
 
+
 def _make_split(folder, split, combos, n, *, seed, n_captions, size, n_frames):
-    "Write the videos of a split: its records."
+    """Write the videos of a split: its records."""
+
     def make(i):
         rng, video = np.random.default_rng([seed, SPLITS.index(split), i]), f"{split}-{i:05d}.mp4"
         if split == "stills":
@@ -269,58 +422,109 @@ def _make_split(folder, split, combos, n, *, seed, n_captions, size, n_frames):
         else:
             (colour, shape), motion = combos[i % len(combos)]
             scene = render(colour, shape, motion, rng, size=size, n_frames=n_frames)
-            frames, (captions, reversed_caption) = scene.frames, _captions(scene, motion, rng, n_captions)
-            record = dict(captions=captions, reversed_caption=reversed_caption, **scene.look._asdict(), motion=motion)
+            frames, (captions, reversed_caption) = (
+                scene.frames,
+                _captions(scene, motion, rng, n_captions),
+            )
+            record = dict(
+                captions=captions,
+                reversed_caption=reversed_caption,
+                **scene.look._asdict(),
+                motion=motion,
+            )
         write_mp4(folder / "videos" / video, frames)
         return dict(video=video) | record
+
     return [make(i) for i in range(n)]
 
 # %% ../nbs/06d_shapes.ipynb #cd64d1a7
 def make_shapes(
-    root: str | Path, # where the set shall be
+    root: str | Path,  # where the set shall be
     *,
     seed: int = 0,
     n_train: int = 2400,
     n_val: int = 120,
-    n_test: int = 520, # at most one a seen combination
-    n_compose: int | None = None, # at most one a held-out combination; None: a fifth of the test videos
+    n_test: int = 520,  # at most one a seen combination
+    n_compose: int
+    | None = None,  # at most one a held-out combination; None: a fifth of the test videos
     n_stills: int = 6000,
-    n_captions: int = 4, # different captions of a training video; a test video has one
-    size: int = 48, # H = W in pixels, even
-    n_frames: int = 12, # frames of a video, even
-) -> Path: # root
-    "Write the moving shapes as mp4 files and captions in the `folder` format, unless they are there."
+    n_captions: int = 4,  # different captions of a training video; a test video has one
+    size: int = 48,  # H = W in pixels, even
+    n_frames: int = 12,  # frames of a video, even
+) -> Path:  # root
+    """Write the moving shapes as mp4 files and captions in the `folder` format, unless they are there."""
     root, (seen, held) = Path(root), combinations(seed)
     n_compose = n_test // 5 if n_compose is None else n_compose
-    made = dict(version=VERSION, seed=seed, n_train=n_train, n_val=n_val, n_test=n_test, n_compose=n_compose, n_stills=n_stills, n_captions=n_captions, size=size, n_frames=n_frames)
-    if n_test > len(seen) or n_compose > len(held): raise ValueError(f"a test video needs a combination of its own: n_test can be at most {len(seen)}, n_compose at most {len(held)}, got {n_test} and {n_compose}")
-    if size % 2 or n_frames % 2 or n_frames < 4 or size < 16: raise ValueError(f"size must be even and at least 16, n_frames even and at least 4, got {size} and {n_frames}")
-    if not 1 <= n_captions <= 12: raise ValueError(f"n_captions must be 1 to 12, got {n_captions}")
-    if (root / "shapes.json").exists() and json.loads((root / "shapes.json").read_text()) == made: return root
+    made = dict(
+        version=VERSION,
+        seed=seed,
+        n_train=n_train,
+        n_val=n_val,
+        n_test=n_test,
+        n_compose=n_compose,
+        n_stills=n_stills,
+        n_captions=n_captions,
+        size=size,
+        n_frames=n_frames,
+    )
+    if n_test > len(seen) or n_compose > len(held):
+        raise ValueError(
+            f"a test video needs a combination of its own: n_test can be at most {len(seen)}, n_compose at most {len(held)}, got {n_test} and {n_compose}"
+        )
+    if size % 2 or n_frames % 2 or n_frames < 4 or size < 16:
+        raise ValueError(
+            f"size must be even and at least 16, n_frames even and at least 4, got {size} and {n_frames}"
+        )
+    if not 1 <= n_captions <= 12:
+        raise ValueError(f"n_captions must be 1 to 12, got {n_captions}")
+    if (root / "shapes.json").exists() and json.loads((root / "shapes.json").read_text()) == made:
+        return root
     if root.exists() and any(root.iterdir()) and not (root / "shapes.json").exists():
-        raise FileExistsError(f"{root} holds something else than moving shapes; give another folder, or empty it")
+        raise FileExistsError(
+            f"{root} holds something else than moving shapes; give another folder, or empty it"
+        )
     part = root.with_name(f"{root.name}.part-{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True); (part / "videos").mkdir(parents=True)
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "videos").mkdir(parents=True)
     options = dict(seed=seed, size=size, n_frames=n_frames)
-    for split, combos, n, captions in [("train", seen, n_train, n_captions), ("val", seen, n_val, 1), ("test", seen, n_test, 1), ("compose", held, n_compose, 1), ("stills", [], n_stills, 1)]:
-        if n: (part / f"captions_{split}.json").write_text(json.dumps(_make_split(part, split, combos, n, n_captions=captions, **options), indent=0))
+    for split, combos, n, captions in [
+        ("train", seen, n_train, n_captions),
+        ("val", seen, n_val, 1),
+        ("test", seen, n_test, 1),
+        ("compose", held, n_compose, 1),
+        ("stills", [], n_stills, 1),
+    ]:
+        if n:
+            (part / f"captions_{split}.json").write_text(
+                json.dumps(
+                    _make_split(part, split, combos, n, n_captions=captions, **options), indent=0
+                )
+            )
     (part / "shapes.json").write_text(json.dumps(made, indent=1))
-    if root.exists(): shutil.rmtree(root)
+    if root.exists():
+        shutil.rmtree(root)
     os.replace(part, root)
     return root
 
 # %% ../nbs/06d_shapes.ipynb #df908b6f
 class MotionPair(NamedTuple):
-    "Hold a video's caption and the caption of the same video played backwards."
+    """Hold a video's caption and the caption of the same video played backwards."""
+
     video_id: str
     caption: str
     reversed_caption: str
 
+
 def motion_pairs(
-    root: str | Path, # what make_shapes wrote
-    split: str = "test", # or compose, val, train
+    root: str | Path,  # what make_shapes wrote
+    split: str = "test",  # or compose, val, train
 ) -> list[MotionPair]:
-    "Read the motion pairs of a split."
+    """Read the motion pairs of a split."""
     file = Path(root) / f"captions_{split}.json"
-    if not file.exists(): raise FileNotFoundError(f"{file} is missing; make the set with make_shapes")
-    return [MotionPair(r["video"], r["captions"][0], r["reversed_caption"]) for r in json.loads(file.read_text()) if "reversed_caption" in r]
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing; make the set with make_shapes")
+    return [
+        MotionPair(r["video"], r["captions"][0], r["reversed_caption"])
+        for r in json.loads(file.read_text())
+        if "reversed_caption" in r
+    ]

@@ -52,10 +52,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 # %% ../nbs/07_train.ipynb #e478c882
+from .datasets import FORMATS
 from .datasets import BadVideos
 from .datasets import DataError
 from .datasets import EpochBatches
-from .datasets import FORMATS
 from .datasets import GalleryDataset
 from .datasets import Pair
 from .datasets import VideoTextDataset
@@ -84,11 +84,16 @@ from .shapes import make_shapes
 # %% ../nbs/07_train.ipynb #e2dd8d23
 @dataclass(frozen=True)
 class ModelOptions:
-    "Say what is trained"
-    preset: str = "paper"  # paper, official (the released code's settings) or smoke (seconds on a laptop)
+    """Say what is trained."""
+
+    preset: str = (
+        "paper"  # paper, official (the released code's settings) or smoke (seconds on a laptop)
+    )
     model: str = "prompt_switch"  # a name in the registry, such as prompt_switch or clip_mean
     clip: str | None = None  # a name of open_clip, or tiny
-    pretrained: str | None = None  # a tag of open_clip, a file or folder of weights, or a checkpoint of ours; "" for random weights
+    pretrained: str | None = (
+        None  # a tag of open_clip, a file or folder of weights, or a checkpoint of ours; "" for random weights
+    )
     k: int | None = None  # frames of a video in the mean of Eq. 3 in training; 0: all
     lam: float = 0.5  # λ of Eq. 6
     caption_weights: str | None = None  # of words in Eq. 4: tfidf, frequent (a fixed list) or none
@@ -97,7 +102,8 @@ class ModelOptions:
 # %% ../nbs/07_train.ipynb #3961dbc8
 @dataclass(frozen=True)
 class DataOptions:
-    "Say what it is trained on"
+    """Say what it is trained on."""
+
     dataset: str | None = None  # msrvtt, msvd, lsmdc, activitynet, folder or shapes
     variant: str | None = None  # msrvtt only: 9k (the default), 7k or full
     data_root: str | None = None  # folder of the dataset
@@ -105,7 +111,9 @@ class DataOptions:
     n_frames: int = 6  # F in training, a multiple of frames_per_chunk
     test_frames: int | None = None  # F in evaluation, a multiple of frames_per_chunk
     frames_per_chunk: int = 6  # P, the side of the cube; models without one ignore it
-    repeats: str | None = None  # a video that is in a batch twice (D16): keep it, drop it, or defer it to a later batch
+    repeats: str | None = (
+        None  # a video that is in a batch twice (D16): keep it, drop it, or defer it to a later batch
+    )
     cache: bool | None = None  # keep decoded training videos in memory; for small data only
     workers: int | None = None  # processes that decode; 0: the training process itself
     max_bad_share: float = 0.01  # stop when more than this share of the videos cannot be decoded
@@ -113,7 +121,8 @@ class DataOptions:
 # %% ../nbs/07_train.ipynb #891370fe
 @dataclass(frozen=True)
 class StepOptions:
-    "Say how a step is made, and how many"
+    """Say how a step is made, and how many."""
+
     batch_size: int | None = None  # pairs in a step, all processes and parts together
     accumulate: int = 1  # parts into which each process cuts its batch, one after the other; negatives stay inside a part
     epochs: int | None = None  # passes over the training pairs
@@ -130,13 +139,20 @@ class StepOptions:
 # %% ../nbs/07_train.ipynb #6a06af7c
 @dataclass(frozen=True)
 class RunOptions:
-    "Say what happens around the steps"
+    """Say what happens around the steps."""
+
     output_dir: str | None = None  # folder that the run writes
     resume: bool = False  # go on with the run in output_dir
-    select_on: str | None = None  # the best checkpoint: val (Meta Sum on the validation split), last, or official (on the test split)
+    select_on: str | None = (
+        None  # the best checkpoint: val (Meta Sum on the validation split), last, or official (on the test split)
+    )
     evals_per_epoch: int | None = None  # evaluations in an epoch
-    eval_every: int | None = None  # steps from one evaluation to the next; 0: as evals_per_epoch says
-    checkpoint_every: int = 500  # steps from one checkpoint to the next, besides those after each evaluation
+    eval_every: int | None = (
+        None  # steps from one evaluation to the next; 0: as evals_per_epoch says
+    )
+    checkpoint_every: int = (
+        500  # steps from one checkpoint to the next, besides those after each evaluation
+    )
     log_every: int | None = None  # steps from one line of the log to the next
     caption_samples: int = 4  # videos captioned at each evaluation
     progress: bool | None = None  # show a progress bar; None: only on a terminal
@@ -144,16 +160,56 @@ class RunOptions:
     threads: int = 0  # CPU threads of PyTorch; 0: as many as PyTorch likes
 
 # %% ../nbs/07_train.ipynb #c3a5ee27
-PRESETS = {"paper": dict(clip="ViT-B-32-quickgelu", pretrained="openai", k=3, caption_weights="tfidf", test_frames=12, repeats="defer", cache=False, workers=8,
-                         batch_size=128, epochs=10, steps=0, lr_clip=3e-5, lr_new=3e-5, select_on="val", evals_per_epoch=1, eval_every=0, log_every=10)}
-PRESETS["official"] = PRESETS["paper"] | dict(k=0, caption_weights="frequent", repeats="drop", batch_size=32, epochs=5, lr_clip=1e-6, lr_new=1e-5,
-                                              select_on="official", evals_per_epoch=10)
-PRESETS["smoke"] = PRESETS["paper"] | dict(clip="tiny", pretrained="", dataset="shapes", test_frames=6, workers=0, cache=True,
-                                           batch_size=8, steps=12, lr_clip=1e-3, lr_new=1e-3, eval_every=4, log_every=1)
+PRESETS = {
+    "paper": dict(
+        clip="ViT-B-32-quickgelu",
+        pretrained="openai",
+        k=3,
+        caption_weights="tfidf",
+        test_frames=12,
+        repeats="defer",
+        cache=False,
+        workers=8,
+        batch_size=128,
+        epochs=10,
+        steps=0,
+        lr_clip=3e-5,
+        lr_new=3e-5,
+        select_on="val",
+        evals_per_epoch=1,
+        eval_every=0,
+        log_every=10,
+    )
+}
+PRESETS["official"] = PRESETS["paper"] | dict(
+    k=0,
+    caption_weights="frequent",
+    repeats="drop",
+    batch_size=32,
+    epochs=5,
+    lr_clip=1e-6,
+    lr_new=1e-5,
+    select_on="official",
+    evals_per_epoch=10,
+)
+PRESETS["smoke"] = PRESETS["paper"] | dict(
+    clip="tiny",
+    pretrained="",
+    dataset="shapes",
+    test_frames=6,
+    workers=0,
+    cache=True,
+    batch_size=8,
+    steps=12,
+    lr_clip=1e-3,
+    lr_new=1e-3,
+    eval_every=4,
+    log_every=1,
+)
 
 # %% ../nbs/07_train.ipynb #3b2580c9
 class ConfigError(ValueError):
-    "Say what is wrong with a config, and what to change"
+    """Say what is wrong with a config, and what to change."""
 
 # %% ../nbs/07_train.ipynb #4d314645
 def check_type(
@@ -161,22 +217,62 @@ def check_type(
     value: object,  # what it was given
     kind: object,  # its annotation, such as float or str | None
 ) -> None:
-    "Refuse a value of the wrong type, with a hint"
+    """Refuse a value of the wrong type, with a hint."""
     kinds = get_args(kind) or (kind,)
-    if isinstance(value, bool): fits = bool in kinds
-    else: fits = isinstance(value, kinds + (int,) * (float in kinds))
-    if fits: return
+    if isinstance(value, bool):
+        fits = bool in kinds
+    else:
+        fits = isinstance(value, kinds + (int,) * (float in kinds))
+    if fits:
+        return
     hint = f"it must be {kinds[0].__name__}"
-    if bool in kinds: hint = "write true or false in YAML, True or False after papermill's -p"
-    elif isinstance(value, str) and {int, float} & {*kinds}: hint = f"write a number such as {'2.0e-4' if float in kinds else 2}, without quotes"
+    if bool in kinds:
+        hint = "write true or false in YAML, True or False after papermill's -p"
+    elif isinstance(value, str) and {int, float} & {*kinds}:
+        hint = f"write a number such as {'2.0e-4' if float in kinds else 2}, without quotes"
     raise ConfigError(f"{name} is {value!r}, of type {type(value).__name__}: {hint}.")
 
 # %% ../nbs/07_train.ipynb #2e231915
-CHOICES = dict(preset=tuple(PRESETS), dataset=tuple(FORMATS), caption_weights=("tfidf", "frequent", "none"), repeats=("keep", "drop", "defer"),
-               precision=("fp32", "bf16", "fp16"), select_on=("val", "last", "official"), device=("cuda", "cpu", None))
-RANGES = {name: (1, math.inf) for name in ("n_frames", "test_frames", "frames_per_chunk", "batch_size", "accumulate", "epochs", "checkpoint_every", "log_every")}
-RANGES |= {name: (0, math.inf) for name in ("k", "steps", "lr_clip", "lr_new", "lam", "weight_decay", "clip_grad", "seed", "workers", "evals_per_epoch", "eval_every",
-                                            "caption_samples", "threads")}
+CHOICES = dict(
+    preset=tuple(PRESETS),
+    dataset=tuple(FORMATS),
+    caption_weights=("tfidf", "frequent", "none"),
+    repeats=("keep", "drop", "defer"),
+    precision=("fp32", "bf16", "fp16"),
+    select_on=("val", "last", "official"),
+    device=("cuda", "cpu", None),
+)
+RANGES = {
+    name: (1, math.inf)
+    for name in (
+        "n_frames",
+        "test_frames",
+        "frames_per_chunk",
+        "batch_size",
+        "accumulate",
+        "epochs",
+        "checkpoint_every",
+        "log_every",
+    )
+}
+RANGES |= {
+    name: (0, math.inf)
+    for name in (
+        "k",
+        "steps",
+        "lr_clip",
+        "lr_new",
+        "lam",
+        "weight_decay",
+        "clip_grad",
+        "seed",
+        "workers",
+        "evals_per_epoch",
+        "eval_every",
+        "caption_samples",
+        "threads",
+    )
+}
 RANGES |= dict(warmup=(0, 1), max_bad_share=(0, 1), ema=(0, 0.999999))
 OPTIONAL = ("variant", "model_options", "progress", "device")
 
@@ -184,61 +280,108 @@ OPTIONAL = ("variant", "model_options", "progress", "device")
 def check_values(
     values: dict,  # field -> value, the preset filled in
 ) -> None:
-    "Refuse what is missing, not one of the known words, or out of range"
+    """Refuse what is missing, not one of the known words, or out of range."""
     for name, value in values.items():
-        if value is None and name not in OPTIONAL: raise ConfigError(f"{name} has no value: set it in the config.")
-        if name in CHOICES and value not in CHOICES[name]: raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(map(str, CHOICES[name]))}.")
+        if value is None and name not in OPTIONAL:
+            raise ConfigError(f"{name} has no value: set it in the config.")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise ConfigError(
+                f"{name} is {value!r}: choose one of {', '.join(map(str, CHOICES[name]))}."
+            )
         low, high = RANGES.get(name, (None, None))
-        if low is not None and not low <= value <= high: raise ConfigError(f"{name} is {value}: it must be between {low} and {high}.")
+        if low is not None and not low <= value <= high:
+            raise ConfigError(f"{name} is {value}: it must be between {low} and {high}.")
     if values["select_on"] != "last" and not values["evals_per_epoch"] + values["eval_every"]:
-        raise ConfigError(f"select_on is {values['select_on']} but there are no evaluations: set evals_per_epoch, or select_on: last.")
+        raise ConfigError(
+            f"select_on is {values['select_on']} but there are no evaluations: set evals_per_epoch, or select_on: last."
+        )
 
 # %% ../nbs/07_train.ipynb #43447cf8
-FIELDS = {name: text for group in (ModelOptions, DataOptions, StepOptions, RunOptions) for name, text in docments(group, returns=False).items()}
+FIELDS = {
+    name: text
+    for group in (ModelOptions, DataOptions, StepOptions, RunOptions)
+    for name, text in docments(group, returns=False).items()
+}
+
 
 def check_keys(
     values: dict,  # field -> value
 ) -> None:
-    "Refuse a key that is no field, and name the nearest"
+    """Refuse a key that is no field, and name the nearest."""
     for name in values:
-        if name in FIELDS: continue
+        if name in FIELDS:
+            continue
         near = difflib.get_close_matches(str(name), FIELDS, n=2)
-        raise ConfigError(f"there is no setting {name!r}: " + (f"did you mean {' or '.join(near)}?" if near else f"the settings are {', '.join(FIELDS)}."))
+        raise ConfigError(
+            f"there is no setting {name!r}: "
+            + (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else f"the settings are {', '.join(FIELDS)}."
+            )
+        )
 
 # %% ../nbs/07_train.ipynb #021a638a
 def read_yaml(
     path: str | Path,  # a YAML file
 ) -> dict:  # its content
-    "Read a YAML file that maps settings to values"
-    try: values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error: raise ConfigError(f"the config {path} cannot be read ({error}): give the path of a YAML file.") from error
-    if not isinstance(values, dict): raise ConfigError(f"the config {path} is no list of settings: write one `name: value` a line.")
+    """Read a YAML file that maps settings to values."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"the config {path} cannot be read ({error}): give the path of a YAML file."
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"the config {path} is no list of settings: write one `name: value` a line."
+        )
     return values
 
 # %% ../nbs/07_train.ipynb #be5f5bdb
 def check_paths(
     config: "TrainConfig",
 ) -> None:
-    "Refuse models, folders and files that are not there"
-    try: get_model_class(config.model)
-    except ValueError as error: raise ConfigError(f"{error}.") from error
+    """Refuse models, folders and files that are not there."""
+    try:
+        get_model_class(config.model)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from error
     if config.dataset != "shapes" and not Path(config.data_root).is_dir():
-        raise ConfigError(f"data_root {config.data_root} is no folder: set it to the folder of {config.dataset}.")
-    if config.pretrained and _is_path(config.pretrained) and not Path(config.pretrained).expanduser().exists():
-        raise ConfigError(f"pretrained {config.pretrained} does not exist: set it to a file or folder of weights, to a tag of open_clip, or to \"\" for random weights.")
+        raise ConfigError(
+            f"data_root {config.data_root} is no folder: set it to the folder of {config.dataset}."
+        )
+    if (
+        config.pretrained
+        and _is_path(config.pretrained)
+        and not Path(config.pretrained).expanduser().exists()
+    ):
+        raise ConfigError(
+            f'pretrained {config.pretrained} does not exist: set it to a file or folder of weights, to a tag of open_clip, or to "" for random weights.'
+        )
 
-def _is_path(text): return "/" in text or os.sep in text or text.startswith(("~", ".")) or Path(text).suffix in (".pt", ".pth", ".bin", ".safetensors")
+
+def _is_path(text):
+    return (
+        "/" in text
+        or os.sep in text
+        or text.startswith(("~", "."))
+        or Path(text).suffix in (".pt", ".pth", ".bin", ".safetensors")
+    )
 
 # %% ../nbs/07_train.ipynb #d9e0e9de
 @dataclass(frozen=True)
 class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
-    "Hold everything that a run depends on; a None is filled in from the preset"
+    """Hold everything that a run depends on; a None is filled in from the preset."""
 
     def __post_init__(self):
-        if self.preset not in PRESETS: raise ConfigError(f"preset is {self.preset!r}: choose one of {', '.join(PRESETS)}.")
+        if self.preset not in PRESETS:
+            raise ConfigError(f"preset is {self.preset!r}: choose one of {', '.join(PRESETS)}.")
         for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) is None: object.__setattr__(self, name, value)
-        for name, kind in get_type_hints(TrainConfig).items(): check_type(name, getattr(self, name), kind)
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name, kind in get_type_hints(TrainConfig).items():
+            check_type(name, getattr(self, name), kind)
         check_values(dataclasses.asdict(self))
 
     @classmethod
@@ -246,7 +389,7 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
         cls,
         values: dict,  # field -> value, as read from YAML, the command line or a notebook
     ) -> "TrainConfig":
-        "Make a config, and refuse unknown keys, missing folders and missing files as well"
+        """Make a config, and refuse unknown keys, missing folders and missing files as well."""
         check_keys(values)
         config = cls(**values)
         check_paths(config)
@@ -258,7 +401,7 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
         path: str | Path,  # a YAML file such as configs/msrvtt.yaml
         **overrides,  # fields that replace what the file says
     ) -> "TrainConfig":
-        "Read a config from a file"
+        """Read a config from a file."""
         return cls.from_dict(read_yaml(path) | overrides)
 
 # %% ../nbs/07_train.ipynb #82f7480a
@@ -268,12 +411,14 @@ def lr_at(
     steps: int,  # S, of the whole run
     warmup: int,  # w, steps in which the rate rises
 ) -> float:  # share of the highest rate
-    "Compute the learning rate of a step: a linear rise, then a cosine"
-    if step < warmup: return (step + 1) / warmup
+    """Compute the learning rate of a step: a linear rise, then a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 # %% ../nbs/07_train.ipynb #40ad7092
 TRAINED_BEFORE = ("clip", "aggregation")  # components that get lr_clip (D5)
+
 
 def optimizer_groups(
     components: dict[str, list[nn.Parameter]],  # from `model.parameter_groups()`
@@ -282,62 +427,76 @@ def optimizer_groups(
     lr_new: float,  # highest rate of all others
     weight_decay: float,  # on every parameter
 ) -> list[dict]:  # for a PyTorch optimizer
-    "Give each component its learning rate and weight decay"
+    """Give each component its learning rate and weight decay."""
     rates = {name: lr_clip if name in TRAINED_BEFORE else lr_new for name in components}
-    return [dict(name=name, params=params, lr=rates[name], peak=rates[name], weight_decay=weight_decay) for name, params in components.items()]
+    return [
+        dict(name=name, params=params, lr=rates[name], peak=rates[name], weight_decay=weight_decay)
+        for name, params in components.items()
+    ]
 
 # %% ../nbs/07_train.ipynb #12245c91
 def set_lr(
     optimizer: torch.optim.Optimizer,  # of groups with a "peak"
     share: float,  # from `lr_at`
 ) -> None:
-    "Set the rate of each group to a share of its peak"
-    for group in optimizer.param_groups: group["lr"] = group["peak"] * share
+    """Set the rate of each group to a share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
 
 # %% ../nbs/07_train.ipynb #df384bda
 @torch.no_grad()
 def clamp_temperature(
     logit_scale: nn.Parameter,  # s, scalar
 ) -> None:
-    "Keep 1/τ at 100 or below"
+    """Keep 1/τ at 100 or below."""
     logit_scale.clamp_(max=math.log(100))
 
 # %% ../nbs/07_train.ipynb #92d92859
 class EMA:
-    "Keep a moving average of a model's parameters"
+    """Keep a moving average of a model's parameters."""
+
     def __init__(
         self,
         model: nn.Module,
         decay: float,  # d
     ):
-        self.decay, self.average = decay, {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.decay, self.average = (
+            decay,
+            {name: p.detach().clone() for name, p in model.named_parameters()},
+        )
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        "Move the average towards the parameters"
-        for name, p in model.named_parameters(): self.average[name].lerp_(p, 1 - self.decay)
+        """Move the average towards the parameters."""
+        for name, p in model.named_parameters():
+            self.average[name].lerp_(p, 1 - self.decay)
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module):
-        "Lend the average to the model inside a `with` block"
+        """Lend the average to the model inside a `with` block."""
         own = {name: p.data for name, p in model.named_parameters()}
-        for name, p in model.named_parameters(): p.data = self.average[name]
-        try: yield
+        for name, p in model.named_parameters():
+            p.data = self.average[name]
+        try:
+            yield
         finally:
-            for name, p in model.named_parameters(): p.data = own[name]
+            for name, p in model.named_parameters():
+                p.data = own[name]
 
 # %% ../nbs/07_train.ipynb #491281ff
 def rank() -> int:
-    "Say which process this is, from 0"
+    """Say which process this is, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
+
 def world() -> int:
-    "Say how many processes train together"
+    """Say how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 # %% ../nbs/07_train.ipynb #3122eb4a
 class Gather(torch.autograd.Function):
-    "Join the rows of all processes; backward, sum what all processes say about this one's rows"
+    """Join the rows of all processes; backward, sum what all processes say about this one's rows."""
+
     @staticmethod
     def forward(ctx, rows):
         ctx.count = len(rows)
@@ -349,13 +508,13 @@ class Gather(torch.autograd.Function):
     def backward(ctx, gradient):
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
-        return gradient[rank() * ctx.count:(rank() + 1) * ctx.count]
+        return gradient[rank() * ctx.count : (rank() + 1) * ctx.count]
 
 # %% ../nbs/07_train.ipynb #d14464e5
 def gather(
     rows: Tensor,  # (B,E) of this process; B is the same in all
 ) -> Tensor:  # (world·B,E), in the order of the processes
-    "Join the rows of all processes and let gradients through"
+    """Join the rows of all processes and let gradients through."""
     return Gather.apply(rows) if world() > 1 else rows
 
 # %% ../nbs/07_train.ipynb #19f3921d
@@ -368,10 +527,19 @@ def batch_losses(
     weights: Callable | None = None,  # ids -> weights of Eq. 4, from `word_weights`
     reduction: str = "batch_sum",  # of Eq. 4: batch_sum (paper) or token_mean (released code), D11
 ) -> dict[str, Tensor]:  # "loss" and its terms
-    "Compute Eq. 4, 5 and 6 on the pairs of all processes"
-    pair_terms = contrastive(gather(out["text"]), gather(out["video"]), logit_scale=out["logit_scale"])
-    if "caption_logits" not in out: return total(pair_terms, lam=lam)
-    words = caption(out["caption_logits"], ids, end=end, weights=weights(ids) if weights else None, reduction=reduction)
+    """Compute Eq. 4, 5 and 6 on the pairs of all processes."""
+    pair_terms = contrastive(
+        gather(out["text"]), gather(out["video"]), logit_scale=out["logit_scale"]
+    )
+    if "caption_logits" not in out:
+        return total(pair_terms, lam=lam)
+    words = caption(
+        out["caption_logits"],
+        ids,
+        end=end,
+        weights=weights(ids) if weights else None,
+        reduction=reduction,
+    )
     if world() > 1:
         count = words["denominator"].detach().clone()
         dist.all_reduce(count)
@@ -382,12 +550,19 @@ def batch_losses(
 def join_processes(
     device: str | None = None,  # cuda or cpu; None: a GPU if there is one
 ) -> torch.device:  # where this process computes
-    "Join the processes that torchrun started, if it did"
-    name, local = device or ("cuda" if torch.cuda.is_available() else "cpu"), int(os.environ.get("LOCAL_RANK", 0))
-    if name == "cuda" and not torch.cuda.is_available(): raise ConfigError("device is cuda, but PyTorch finds no GPU: write device: cpu.")
-    if name == "cuda": torch.cuda.set_device(local)
+    """Join the processes that torchrun started, if it did."""
+    name, local = (
+        device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        int(os.environ.get("LOCAL_RANK", 0)),
+    )
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but PyTorch finds no GPU: write device: cpu.")
+    if name == "cuda":
+        torch.cuda.set_device(local)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if name == "cuda" else "gloo", timeout=timedelta(hours=2))  # others wait while the first evaluates
+        dist.init_process_group(
+            "nccl" if name == "cuda" else "gloo", timeout=timedelta(hours=2)
+        )  # others wait while the first evaluates
     return torch.device(name, local) if name == "cuda" else torch.device("cpu")
 
 # %% ../nbs/07_train.ipynb #ba7008f8
@@ -395,80 +570,115 @@ def in_first(
     function: Callable,
     *args: object,  # of the function
 ) -> object:  # its result, in all processes
-    "Call a function in the first process, and let the others wait for its result"
+    """Call a function in the first process, and let the others wait for its result."""
     result = [function(*args) if rank() == 0 else None]
-    if world() > 1: dist.broadcast_object_list(result)
+    if world() > 1:
+        dist.broadcast_object_list(result)
     return result[0]
+
 
 def from_all(
     value: object,
 ) -> list:  # the values of all processes, in their order
-    "Collect a value from each process"
+    """Collect a value from each process."""
     values = [value] * world()
-    if world() > 1: dist.all_gather_object(values, value)
+    if world() > 1:
+        dist.all_gather_object(values, value)
     return values
 
 # %% ../nbs/07_train.ipynb #c9db9f52
 def random_states() -> dict:
-    "Take down the states of all generators of random numbers of this process"
+    """Take down the states of all generators of random numbers of this process."""
     numpy_state = np.random.get_state()
-    states = dict(python=random.getstate(), numpy=(*numpy_state[:1], numpy_state[1].tolist(), *numpy_state[2:]), torch=torch.get_rng_state())
+    states = dict(
+        python=random.getstate(),
+        numpy=(*numpy_state[:1], numpy_state[1].tolist(), *numpy_state[2:]),
+        torch=torch.get_rng_state(),
+    )
     return states | (dict(cuda=torch.cuda.get_rng_state()) if torch.cuda.is_available() else {})
+
 
 def set_random_states(
     states: dict,  # from `random_states`
 ) -> None:
-    "Put all generators back into these states"
+    """Put all generators back into these states."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available(): torch.cuda.set_rng_state(states["cuda"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
 
 def set_seed(
     seed: int,
 ) -> None:
-    "Seed all generators of random numbers of this process"
+    """Seed all generators of random numbers of this process."""
     random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
 
 # %% ../nbs/07_train.ipynb #2f6210da
 def _sync(path):
-    "Force a file or a folder to disk"
+    """Force a file or a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
 
 def replace_folder(
     link: Path,  # such as runs/msrvtt/last
     write: Callable[[Path], None],  # writes the content into an empty folder
 ) -> None:
-    "Write a folder, and let a link lead to it instead of to an older one, in one step"
+    """Write a folder, and let a link lead to it instead of to an older one, in one step."""
     store = link.parent / "checkpoints"
     folder = store / f"{link.name}-{uuid.uuid4().hex[:8]}"
     folder.mkdir(parents=True)
     write(folder)
-    for path in (*folder.rglob("*"), folder, store): _sync(path)
+    for path in (*folder.rglob("*"), folder, store):
+        _sync(path)
     fresh = store / f"{folder.name}.link"
     fresh.symlink_to(Path(store.name, folder.name))
     os.replace(fresh, link)
     _sync(link.parent)
     for old in store.glob(f"{link.name}-*"):
-        if old != folder: old.unlink() if old.is_symlink() else shutil.rmtree(old)
+        if old != folder:
+            old.unlink() if old.is_symlink() else shutil.rmtree(old)
 
 # %% ../nbs/07_train.ipynb #7f524fa8
-FREE = ("resume", "data_root", "output_dir", "cache", "workers", "max_bad_share", "checkpoint_every", "log_every", "caption_samples", "progress", "device", "threads")
+FREE = (
+    "resume",
+    "data_root",
+    "output_dir",
+    "cache",
+    "workers",
+    "max_bad_share",
+    "checkpoint_every",
+    "log_every",
+    "caption_samples",
+    "progress",
+    "device",
+    "threads",
+)
+
 
 def find_run(
     config: TrainConfig,
 ) -> bool:  # whether there is a checkpoint to go on from
-    "See that the folder of a run is free, or holds this very run"
+    """See that the folder of a run is free, or holds this very run."""
     folder, now = Path(config.output_dir), dataclasses.asdict(config)
     file = folder / "config.json"
-    if not file.exists(): return False
-    if not config.resume: raise ConfigError(f"{folder} already holds a run: write resume: true to go on with it, or choose another output_dir.")
+    if not file.exists():
+        return False
+    if not config.resume:
+        raise ConfigError(
+            f"{folder} already holds a run: write resume: true to go on with it, or choose another output_dir."
+        )
     then = json.loads(file.read_text(encoding="utf-8"))
     for name in now:
         if name not in FREE and then.get(name) != now[name]:
-            raise ConfigError(f"the run in {folder} has {name}: {then.get(name)}, the config now says {now[name]}: set it back, or choose another output_dir.")
+            raise ConfigError(
+                f"the run in {folder} has {name}: {then.get(name)}, the config now says {now[name]}: set it back, or choose another output_dir."
+            )
     return (folder / "last").exists()
 
 # %% ../nbs/07_train.ipynb #0b38a2e3
@@ -476,36 +686,50 @@ def write_json(
     path: Path,
     content: object,  # of what JSON knows
 ) -> None:
-    "Write a JSON file in one step"
+    """Write a JSON file in one step."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(part, path)
 
+
 def claim_folder(
     config: TrainConfig,
 ) -> None:
-    "Write the config into the folder of its run"
+    """Write the config into the folder of its run."""
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     write_json(Path(config.output_dir) / "config.json", dataclasses.asdict(config))
 
 # %% ../nbs/07_train.ipynb #9054de30
 LOSSES = ("loss", "contrastive", "caption")
 TERMS = (*LOSSES, "logit_scale", "grad_norm", "lr", "videos_per_second")
-METRICS = tuple(f"{direction}/{name}" for direction in ("t2v", "v2t") for name in ("R@1", "R@5", "R@10", "MdR", "MnR")) + ("Meta Sum",)
+METRICS = (
+    *tuple(
+        f"{direction}/{name}"
+        for direction in ("t2v", "v2t")
+        for name in ("R@1", "R@5", "R@10", "MdR", "MnR")
+    ),
+    "Meta Sum",
+)
+
 
 def read_log(
     folder: Path,  # of a run
 ) -> list[dict]:  # one dict a row, column -> number; empty cells left out
-    "Read the log of a run"
+    """Read the log of a run."""
     file = Path(folder, "log.csv")
-    if not file.exists(): return []
+    if not file.exists():
+        return []
     text = file.read_text(encoding="utf-8")
-    whole = text[:text.rfind("\n") + 1]  # a kill may have cut the last row
-    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(whole, newline=""))]
+    whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last row
+    return [
+        {name: float(value) for name, value in row.items() if value}
+        for row in csv.DictReader(io.StringIO(whole, newline=""))
+    ]
 
 # %% ../nbs/07_train.ipynb #66c40221
 class RunLog:
-    "Write the log of a run, as CSV and for TensorBoard"
+    """Write the log of a run, as CSV and for TensorBoard."""
+
     COLUMNS = ("step", "epoch", *TERMS, *METRICS)
 
     def __init__(
@@ -515,36 +739,43 @@ class RunLog:
     ):
         old = [row for row in read_log(folder) if row["step"] <= step]
         part = folder / "log.csv.part"
-        with open(part, "w", newline="", encoding="utf-8") as file: self._rows(file, [dict(zip(self.COLUMNS, self.COLUMNS)), *old])
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            self._rows(file, [dict(zip(self.COLUMNS, self.COLUMNS)), *old])
         os.replace(part, folder / "log.csv")
         self.file = open(folder / "log.csv", "a", newline="", encoding="utf-8")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def _rows(self, file, rows): csv.DictWriter(file, self.COLUMNS, extrasaction="ignore").writerows(rows)
+    def _rows(self, file, rows):
+        csv.DictWriter(file, self.COLUMNS, extrasaction="ignore").writerows(rows)
 
     def write(self, step: int, **values: float) -> None:
-        "Add a row"
+        """Add a row."""
         self._rows(self.file, [dict(step=step) | values])
         self.file.flush()
-        for name, value in values.items(): self.board.add_scalar(name, value, step)
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        "Close the files"
+        """Close the files."""
         self.file.close(), self.board.close()
 
 # %% ../nbs/07_train.ipynb #fc5f95c7
 def plot_log(
     folder: Path,  # of a run
 ) -> plt.Figure:
-    "Draw the losses and the recalls of a run"
+    """Draw the losses and the recalls of a run."""
     rows = read_log(folder)
     fig, axes = plt.subplots(1, 2, figsize=(7, 2.6))
     for axis, names in zip(axes, (LOSSES, ("t2v/R@1", "t2v/R@5", "t2v/R@10"))):
         for name in names:
             points = [(row["step"], row[name]) for row in rows if name in row]
-            if points: axis.plot(*zip(*points), label=name, marker="." if len(points) < 30 else None)
+            if points:
+                axis.plot(*zip(*points), label=name, marker="." if len(points) < 30 else None)
         axis.set_xlabel("step"), axis.legend(fontsize=8)
-    axes[0].set_title("losses of the training batches", fontsize=10), axes[1].set_title("text → video recall in %", fontsize=10)
+    (
+        axes[0].set_title("losses of the training batches", fontsize=10),
+        axes[1].set_title("text → video recall in %", fontsize=10),
+    )
     fig.tight_layout()
     return fig
 
@@ -552,8 +783,15 @@ def plot_log(
 def training_pairs(
     config: TrainConfig,
 ) -> list[Pair]:
-    "List the pairs to train on"
-    return load_pairs(config.dataset, config.data_root, config.train_split, variant=config.variant, without_val=config.select_on == "val")
+    """List the pairs to train on."""
+    return load_pairs(
+        config.dataset,
+        config.data_root,
+        config.train_split,
+        variant=config.variant,
+        without_val=config.select_on == "val",
+    )
+
 
 def training_data(
     config: TrainConfig,
@@ -562,9 +800,21 @@ def training_data(
     image_size: int,  # H = W, in pixels
     frames_per_chunk: int | None,  # P of the model; None: it has no chunks
 ) -> VideoTextDataset:
-    "Make the training set"
-    drawn = dict(mode="random", augment=True, preset="official") if config.preset == "official" else dict(mode="uniform", augment=False, preset="paper")
-    return VideoTextDataset(pairs, n_frames=config.n_frames, frames_per_chunk=frames_per_chunk, image_size=image_size, seed=config.seed, cache=config.cache, **drawn)
+    """Make the training set."""
+    drawn = (
+        dict(mode="random", augment=True, preset="official")
+        if config.preset == "official"
+        else dict(mode="uniform", augment=False, preset="paper")
+    )
+    return VideoTextDataset(
+        pairs,
+        n_frames=config.n_frames,
+        frames_per_chunk=frames_per_chunk,
+        image_size=image_size,
+        seed=config.seed,
+        cache=config.cache,
+        **drawn,
+    )
 
 # %% ../nbs/07_train.ipynb #5698d024
 def make_gallery(
@@ -573,31 +823,53 @@ def make_gallery(
     image_size: int,  # H = W, in pixels
     frames_per_chunk: int | None,  # P of the model; None: it has no chunks
 ) -> GalleryDataset:
-    "Make the set on which checkpoints are compared: the validation split, or with `official` the test split (D17)"
-    pairs = load_pairs(config.dataset, config.data_root, "test" if config.select_on == "official" else "val", variant=config.variant)
-    return GalleryDataset(pairs, n_frames=config.test_frames, frames_per_chunk=frames_per_chunk, image_size=image_size, preset="official" if config.preset == "official" else "paper")
+    """Make the set on which checkpoints are compared: the validation split, or with `official` the test split (D17)."""
+    pairs = load_pairs(
+        config.dataset,
+        config.data_root,
+        "test" if config.select_on == "official" else "val",
+        variant=config.variant,
+    )
+    return GalleryDataset(
+        pairs,
+        n_frames=config.test_frames,
+        frames_per_chunk=frames_per_chunk,
+        image_size=image_size,
+        preset="official" if config.preset == "official" else "paper",
+    )
 
 # %% ../nbs/07_train.ipynb #deb76fec
 def vocabulary(
     captions: list[str],
 ) -> list[str]:
-    "List the words of captions"
-    return sorted({word for text in captions for word in text.lower().replace(".", " . ").replace(",", " , ").split()})
+    """List the words of captions."""
+    return sorted(
+        {
+            word
+            for text in captions
+            for word in text.lower().replace(".", " . ").replace(",", " , ").split()
+        }
+    )
 
 # %% ../nbs/07_train.ipynb #38e81f8a
 def build_model(
     config: TrainConfig,
     captions: list[str],  # of the training pairs
 ) -> VideoCLIP:
-    "Build the model that a config names"
+    """Build the model that a config names."""
     cls = get_model_class(config.model)
     known = {field.name for field in dataclasses.fields(cls.Config)}
-    options = {name: getattr(config, name) for name in ("k", "frames_per_chunk") if name in known} | (config.model_options or {})
+    options = {
+        name: getattr(config, name) for name in ("k", "frames_per_chunk") if name in known
+    } | (config.model_options or {})
     try:
         words = [*SHAPE_WORDS] if config.dataset == "shapes" else vocabulary(captions)
         towers = load_towers(config.clip, config.pretrained or None, words=words)
-        model = cls(towers, cls.config_of("official" if config.preset == "official" else "paper", **options))
-    except (ValueError, OSError) as error: raise ConfigError(str(error)) from error
+        model = cls(
+            towers, cls.config_of("official" if config.preset == "official" else "paper", **options)
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
     return model if config.lam else model.drop_captioner()
 
 # %% ../nbs/07_train.ipynb #c6293796
@@ -607,25 +879,52 @@ def word_weights(
     captions: list[str],  # of the training pairs
     video_ids: list[str],  # of the same pairs
 ) -> Callable | None:  # token ids (B,W) -> weights (B,W-1) or (V,)
-    "Make the function that weighs the words of a batch"
+    """Make the function that weighs the words of a batch."""
     special, size = dict(end=tokenizer.end), tokenizer.vocab_size
-    if kind == "none": return None
+    if kind == "none":
+        return None
     if kind == "frequent":
-        table = frequent_word_weights(size, torch.tensor(sorted({tokenizer.start, tokenizer.end, *(token for row in tokenizer(list(FREQUENT_WORDS)).tolist() for token in row if token)})))
+        table = frequent_word_weights(
+            size,
+            torch.tensor(
+                sorted(
+                    {
+                        tokenizer.start,
+                        tokenizer.end,
+                        *(
+                            token
+                            for row in tokenizer(list(FREQUENT_WORDS)).tolist()
+                            for token in row
+                            if token
+                        ),
+                    }
+                )
+            ),
+        )
         return lambda ids: table.to(ids.device)
     number = {video_id: i for i, video_id in enumerate(dict.fromkeys(video_ids))}
-    idf = tfidf(tokenizer(captions), torch.tensor([number[video_id] for video_id in video_ids]), vocab_size=size, **special)
+    idf = tfidf(
+        tokenizer(captions),
+        torch.tensor([number[video_id] for video_id in video_ids]),
+        vocab_size=size,
+        **special,
+    )
     return lambda ids: tfidf_weights(ids, idf.to(ids.device), **special)
 
 # %% ../nbs/07_train.ipynb #322d94f3
 def loading(
     workers: int,  # processes that decode; 0: none but this one
 ) -> dict:  # arguments of a DataLoader
-    "Say how a DataLoader gets its workers: started afresh, since decord hangs in a process that was forked from one that has used it"
-    return dict(num_workers=workers, collate_fn=collate, multiprocessing_context="spawn" if workers else None)
+    """Say how a DataLoader gets its workers: started afresh, since decord hangs in a process that was forked from one that has used it."""
+    return dict(
+        num_workers=workers,
+        collate_fn=collate,
+        multiprocessing_context="spawn" if workers else None,
+    )
 
 # %% ../nbs/07_train.ipynb #fd0a5ff3
 HALF = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
+
 
 def measure(
     model: VideoCLIP,
@@ -635,8 +934,10 @@ def measure(
     workers: int = 0,  # processes that decode
     precision: str = "fp32",  # fp32, bf16 or fp16
 ) -> tuple[dict, list]:  # metrics, failures
-    "Encode each video once and rank"
-    loader = DataLoader(data, batch_size=batch_size, generator=torch.Generator(), **loading(workers))
+    """Encode each video once and rank."""
+    loader = DataLoader(
+        data, batch_size=batch_size, generator=torch.Generator(), **loading(workers)
+    )
     video, kept, bad = encode_gallery(model, loader, autocast=HALF[precision])
     queries = data.queries(kept)
     return retrieval_metrics(encode_texts(model, queries.texts), video, queries.video_of_text), bad
@@ -647,78 +948,121 @@ def sample_captions(
     data: GalleryDataset,
     count: int,  # videos
 ) -> list[dict]:  # video, written by the head, one of the captions it should have
-    "Let the captioning head describe some videos, where there is one"
-    if getattr(model, "captioner", None) is None or not count: return []
-    samples = [sample for i in range(min(count, len(data))) if (sample := data[i])["frames"] is not None]
-    if not samples: return []
-    written = model.caption(torch.stack([sample["frames"] for sample in samples]).to(model.clip.device))
-    return [dict(video_id=sample["video_id"], written=text, true=data.videos[sample["index"]].caption) for sample, text in zip(samples, written)]
+    """Let the captioning head describe some videos, where there is one."""
+    if getattr(model, "captioner", None) is None or not count:
+        return []
+    samples = [
+        sample for i in range(min(count, len(data))) if (sample := data[i])["frames"] is not None
+    ]
+    if not samples:
+        return []
+    written = model.caption(
+        torch.stack([sample["frames"] for sample in samples]).to(model.clip.device)
+    )
+    return [
+        dict(video_id=sample["video_id"], written=text, true=data.videos[sample["index"]].caption)
+        for sample, text in zip(samples, written)
+    ]
 
 # %% ../nbs/07_train.ipynb #a09b3f44
 def selection_score(
     history: list[dict],  # the metrics of all evaluations so far
     rule: str,  # val or official
 ) -> float:
-    "Score the present weights by the rule that chooses the best checkpoint"
-    if rule == "official": return sum(metrics["t2v/R@1"] for metrics in history[-5:]) / len(history[-5:])
+    """Score the present weights by the rule that chooses the best checkpoint."""
+    if rule == "official":
+        return sum(metrics["t2v/R@1"] for metrics in history[-5:]) / len(history[-5:])
     return history[-1]["Meta Sum"]
 
 # %% ../nbs/07_train.ipynb #426bf216
 class Trainer:
-    "Hold what changes in a run: weights, optimizer, average, counters, random states"
+    """Hold what changes in a run: weights, optimizer, average, counters, random states."""
+
     def __init__(
         self,
         config: TrainConfig,
         device: torch.device,  # of this process
     ):
         self.config, self.device, self.folder = config, device, Path(config.output_dir)
-        if config.precision != "fp32" and device.type != "cuda": raise ConfigError(f"precision {config.precision} needs a GPU: write precision: fp32.")
+        if config.precision != "fp32" and device.type != "cuda":
+            raise ConfigError(f"precision {config.precision} needs a GPU: write precision: fp32.")
         pairs, resumed = training_pairs(config), in_first(find_run, config)
         set_seed(config.seed)
-        self.model = (load_model(self.folder / "last") if resumed else build_model(config, [pair.caption for pair in pairs])).to(device)
+        self.model = (
+            load_model(self.folder / "last")
+            if resumed
+            else build_model(config, [pair.caption for pair in pairs])
+        ).to(device)
         self.make_data(pairs)
         self.make_optimizer()
         self.step, self.epoch, self.batches_done, self.seconds = 0, 0, 0, 0.0
         self.history, self.captions, self.best, self.failures = [], [], None, []
         set_seed(config.seed + rank())  # from here on each process draws for itself
-        if resumed: self.load_state()
+        if resumed:
+            self.load_state()
         in_first(claim_folder, config)
         self.log = RunLog(self.folder, self.step) if rank() == 0 else None
 
 # %% ../nbs/07_train.ipynb #e98b1f1c
 @patch
 def make_data(self: Trainer, pairs: list[Pair]) -> None:
-    "Make the training set, the plan of its batches, and the gallery; count the steps"
+    """Make the training set, the plan of its batches, and the gallery; count the steps."""
     c, model = self.config, self.model
     shape = dict(image_size=model.clip.image_size, frames_per_chunk=model.frames_per_chunk)
     for name in ("n_frames", "test_frames"):
-        if getattr(c, name) % (model.frames_per_chunk or 1): raise ConfigError(f"{name} is {getattr(c, name)}: it must be a multiple of frames_per_chunk, {model.frames_per_chunk}.")
+        if getattr(c, name) % (model.frames_per_chunk or 1):
+            raise ConfigError(
+                f"{name} is {getattr(c, name)}: it must be a multiple of frames_per_chunk, {model.frames_per_chunk}."
+            )
     self.data, self.gallery = training_data(c, pairs, **shape), make_gallery(c, **shape)
-    self.plan = EpochBatches(pairs, batch_size=c.batch_size, seed=c.seed, repeats=c.repeats, rank=rank(), world=world())
+    self.plan = EpochBatches(
+        pairs, batch_size=c.batch_size, seed=c.seed, repeats=c.repeats, rank=rank(), world=world()
+    )
     self.steps = c.steps or c.epochs * len(self.plan)
-    self.eval_every = c.eval_every or (math.ceil(len(self.plan) / c.evals_per_epoch) if c.evals_per_epoch else 0)
+    self.eval_every = c.eval_every or (
+        math.ceil(len(self.plan) / c.evals_per_epoch) if c.evals_per_epoch else 0
+    )
     videos = {pair.video_id for pair in (*pairs, *self.gallery.pairs)}
-    self.bad = BadVideos(self.folder / "bad_videos.csv", len(videos), max_share=c.max_bad_share, resume=c.resume)
+    self.bad = BadVideos(
+        self.folder / "bad_videos.csv", len(videos), max_share=c.max_bad_share, resume=c.resume
+    )
 
 # %% ../nbs/07_train.ipynb #f9c0c134
 @patch
 def make_optimizer(self: Trainer) -> None:
-    "Make the optimizer and what belongs to it"
+    """Make the optimizer and what belongs to it."""
     c, model, pairs = self.config, self.model, self.data.pairs
-    groups = optimizer_groups(model.parameter_groups(), lr_clip=c.lr_clip, lr_new=c.lr_new, weight_decay=c.weight_decay)
+    groups = optimizer_groups(
+        model.parameter_groups(), lr_clip=c.lr_clip, lr_new=c.lr_new, weight_decay=c.weight_decay
+    )
     self.optimizer = torch.optim.AdamW(groups)
     self.scaler = torch.amp.GradScaler("cuda", enabled=c.precision == "fp16")
     self.ema = EMA(model, c.ema) if c.ema else None
     self.parallel = DistributedDataParallel(model) if world() > 1 else model
     captioned = getattr(model, "captioner", None) is not None
-    self.weights = word_weights(c.caption_weights, model.clip.tokenizer, [p.caption for p in pairs], [p.video_id for p in pairs]) if captioned else None
+    self.weights = (
+        word_weights(
+            c.caption_weights,
+            model.clip.tokenizer,
+            [p.caption for p in pairs],
+            [p.video_id for p in pairs],
+        )
+        if captioned
+        else None
+    )
 
 # %% ../nbs/07_train.ipynb #02db5d7d
 @patch
 def batches(self: Trainer) -> Iterator[dict]:
-    "Yield the batches that are left, epoch after epoch"
-    loader = DataLoader(self.data, batch_sampler=self.plan, generator=torch.Generator(), persistent_workers=self.config.workers > 0,
-                        pin_memory=self.device.type == "cuda", **loading(self.config.workers))
+    """Yield the batches that are left, epoch after epoch."""
+    loader = DataLoader(
+        self.data,
+        batch_sampler=self.plan,
+        generator=torch.Generator(),
+        persistent_workers=self.config.workers > 0,
+        pin_memory=self.device.type == "cuda",
+        **loading(self.config.workers),
+    )
     while True:
         self.data.set_epoch(self.epoch)
         self.plan.set_epoch(self.epoch, start=self.batches_done)
@@ -730,71 +1074,106 @@ def batches(self: Trainer) -> Iterator[dict]:
 # %% ../nbs/07_train.ipynb #68b60c73
 @patch
 def tokens(self: Trainer, captions: list[str]) -> Tensor:  # (B,W) with W the longest of them
-    "Tokenize captions and cut the padding that all of them have"
+    """Tokenize captions and cut the padding that all of them have."""
     ids = self.model.clip.tokenize(captions)
-    return ids[:, :int((ids == self.model.clip.end).int().argmax(1).max()) + 1]
+    return ids[:, : int((ids == self.model.clip.end).int().argmax(1).max()) + 1]
 
 # %% ../nbs/07_train.ipynb #861b87a6
 @patch
-def train_step(self: Trainer, batch: dict) -> dict[str, float]:  # the terms of the loss, averaged over parts and processes
-    "Make one step: forward and backward for each part of the batch, then the update"
+def train_step(
+    self: Trainer, batch: dict
+) -> dict[str, float]:  # the terms of the loss, averaged over parts and processes
+    """Make one step: forward and backward for each part of the batch, then the update."""
     c, sums = self.config, {}
-    parts = list(zip(batch["frames"].chunk(c.accumulate), self.tokens(batch["captions"]).chunk(c.accumulate)))
+    parts = list(
+        zip(batch["frames"].chunk(c.accumulate), self.tokens(batch["captions"]).chunk(c.accumulate))
+    )
     for number, (frames, ids) in enumerate(parts, 1):
-        with self.parallel.no_sync() if world() > 1 and number < len(parts) else contextlib.nullcontext():
-            with torch.autocast(self.device.type, dtype=HALF[c.precision], enabled=c.precision != "fp32"): out = self.parallel(frames.to(self.device, non_blocking=True), ids)
-            terms = batch_losses(out, ids, end=self.model.clip.end, lam=c.lam, weights=self.weights, reduction="token_mean" if c.preset == "official" else "batch_sum")
+        with (
+            self.parallel.no_sync()
+            if world() > 1 and number < len(parts)
+            else contextlib.nullcontext()
+        ):
+            with torch.autocast(
+                self.device.type, dtype=HALF[c.precision], enabled=c.precision != "fp32"
+            ):
+                out = self.parallel(frames.to(self.device, non_blocking=True), ids)
+            terms = batch_losses(
+                out,
+                ids,
+                end=self.model.clip.end,
+                lam=c.lam,
+                weights=self.weights,
+                reduction="token_mean" if c.preset == "official" else "batch_sum",
+            )
             self.scaler.scale(terms["loss"] / len(parts)).backward()
         for name in LOSSES:
-            if name in terms: sums[name] = sums.get(name, 0) + terms[name].detach() / len(parts)
-    return self.update(check_finite(average(sums), self.step + 1) | dict(logit_scale=out["logit_scale"].item()))
+            if name in terms:
+                sums[name] = sums.get(name, 0) + terms[name].detach() / len(parts)
+    return self.update(
+        check_finite(average(sums), self.step + 1) | dict(logit_scale=out["logit_scale"].item())
+    )
 
 # %% ../nbs/07_train.ipynb #792d9f47
 def average(
     terms: dict[str, Tensor],  # scalars
 ) -> dict[str, float]:
-    "Average terms over all processes"
+    """Average terms over all processes."""
     values = torch.stack([*terms.values()])
-    if world() > 1: dist.all_reduce(values)
+    if world() > 1:
+        dist.all_reduce(values)
     return dict(zip(terms, (values / world()).tolist()))
+
 
 def check_finite(
     terms: dict[str, float],
     step: int,  # from 1
 ) -> dict[str, float]:  # the same terms
-    "Stop at a loss that is no number"
-    if all(map(math.isfinite, terms.values())): return terms
-    raise FloatingPointError(f"step {step}: the loss is not finite ({', '.join(f'{name} {value:.4g}' for name, value in terms.items())}): lower lr_clip and lr_new, or write precision: fp32.")
+    """Stop at a loss that is no number."""
+    if all(map(math.isfinite, terms.values())):
+        return terms
+    raise FloatingPointError(
+        f"step {step}: the loss is not finite ({', '.join(f'{name} {value:.4g}' for name, value in terms.items())}): lower lr_clip and lr_new, or write precision: fp32."
+    )
 
 # %% ../nbs/07_train.ipynb #a4b8e803
 @patch
-def update(self: Trainer, terms: dict[str, float]) -> dict[str, float]:  # the same and "grad_norm", "lr"
-    "Clip the gradient, set the rate, change the weights"
+def update(
+    self: Trainer, terms: dict[str, float]
+) -> dict[str, float]:  # the same and "grad_norm", "lr"
+    """Clip the gradient, set the rate, change the weights."""
     c = self.config
     self.scaler.unscale_(self.optimizer)
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.clip_grad or math.inf).item()
-    if c.precision != "fp16": check_finite(terms | dict(grad_norm=norm), self.step + 1)  # fp16 expects overflows, and the scaler leaves such steps out
+    if c.precision != "fp16":
+        check_finite(
+            terms | dict(grad_norm=norm), self.step + 1
+        )  # fp16 expects overflows, and the scaler leaves such steps out
     share = lr_at(self.step, steps=self.steps, warmup=round(c.warmup * self.steps))
     set_lr(self.optimizer, share)
     self.scaler.step(self.optimizer)
     self.scaler.update()
     self.optimizer.zero_grad()
     clamp_temperature(self.model.clip.model.logit_scale)
-    if self.ema: self.ema.update(self.model)
+    if self.ema:
+        self.ema.update(self.model)
     return terms | dict(grad_norm=norm, lr=share * c.lr_new)
 
 # %% ../nbs/07_train.ipynb #bc0b5b34
 @patch
 def averaged(self: Trainer):  # a context
-    "Lend the model its moving average, where there is one"
+    """Lend the model its moving average, where there is one."""
     return self.ema.applied(self.model) if self.ema else contextlib.nullcontext()
+
 
 @patch
 def look(self: Trainer) -> tuple:  # metrics, sample captions
-    "Evaluate on the gallery, and let the model describe some of its videos"
+    """Evaluate on the gallery, and let the model describe some of its videos."""
     with self.averaged():
         self.model.eval()
-        metrics, bad = measure(self.model, self.gallery, workers=self.config.workers, precision=self.config.precision)
+        metrics, bad = measure(
+            self.model, self.gallery, workers=self.config.workers, precision=self.config.precision
+        )
         captions = sample_captions(self.model, self.gallery, self.config.caption_samples)
         self.model.train()
     self.failures += bad
@@ -803,17 +1182,30 @@ def look(self: Trainer) -> tuple:  # metrics, sample captions
 # %% ../nbs/07_train.ipynb #dee50806
 @patch
 def evaluate(self: Trainer) -> None:
-    "Evaluate, note the result, and keep the weights if they are the best so far"
+    """Evaluate, note the result, and keep the weights if they are the best so far."""
     metrics, captions = in_first(self.look)
     self.history.append({name: metrics[name] for name in METRICS})
     self.captions += [dict(step=self.step) | row for row in captions]
-    score = None if self.config.select_on == "last" else selection_score(self.history, self.config.select_on)
+    score = (
+        None
+        if self.config.select_on == "last"
+        else selection_score(self.history, self.config.select_on)
+    )
     if rank() == 0:
         self.log.write(self.step, epoch=self.epoch, **self.history[-1])
-        write_rows(self.folder / "captions.csv", ("step", "video_id", "written", "true"), self.captions)
-        split = "test set (select_on: official)" if self.config.select_on == "official" else "validation"
-        tqdm.write(f"step {self.step} of {self.steps}, {split}: text→video R@1 {metrics['t2v/R@1']:.1f}, Meta Sum {metrics['Meta Sum']:.1f}")
-    if score is not None and (self.best is None or score > self.best["score"]): self.keep(score)
+        write_rows(
+            self.folder / "captions.csv", ("step", "video_id", "written", "true"), self.captions
+        )
+        split = (
+            "test set (select_on: official)"
+            if self.config.select_on == "official"
+            else "validation"
+        )
+        tqdm.write(
+            f"step {self.step} of {self.steps}, {split}: text→video R@1 {metrics['t2v/R@1']:.1f}, Meta Sum {metrics['Meta Sum']:.1f}"
+        )
+    if score is not None and (self.best is None or score > self.best["score"]):
+        self.keep(score)
 
 # %% ../nbs/07_train.ipynb #59833eb1
 def write_rows(
@@ -821,66 +1213,102 @@ def write_rows(
     columns: tuple,
     rows: list[dict],
 ) -> None:
-    "Write a CSV file in one step"
+    """Write a CSV file in one step."""
     part = path.with_name(path.name + ".part")
     with open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader(), writer.writerows(rows)
     os.replace(part, path)
 
+
 @patch
 def keep(self: Trainer, score: float | None) -> None:
-    "Keep the present weights as the best checkpoint"
+    """Keep the present weights as the best checkpoint."""
     self.best = dict(step=self.step, score=score)
+
     def write(folder):
-        with self.averaged(): self.model.save(folder)
+        with self.averaged():
+            self.model.save(folder)
         write_json(folder / "run.json", self.describe())
-    if rank() == 0: replace_folder(self.folder / "best", write)
+
+    if rank() == 0:
+        replace_folder(self.folder / "best", write)
 
 # %% ../nbs/07_train.ipynb #76d0a7a4
 @patch
 def describe(self: Trainer) -> dict:
-    "Tell all that a number from this run has to name"
+    """Tell all that a number from this run has to name."""
     c = self.config
-    return dict(config=dataclasses.asdict(c), seed=c.seed, **provenance(self.device), processes=world(), step=self.step, steps=self.steps, epoch=self.epoch, seconds=round(self.seconds, 1), select_on=c.select_on, best=self.best,
-                metrics=self.history[-1] if self.history else None, bad_videos=self.bad.summary())
+    return dict(
+        config=dataclasses.asdict(c),
+        seed=c.seed,
+        **provenance(self.device),
+        processes=world(),
+        step=self.step,
+        steps=self.steps,
+        epoch=self.epoch,
+        seconds=round(self.seconds, 1),
+        select_on=c.select_on,
+        best=self.best,
+        metrics=self.history[-1] if self.history else None,
+        bad_videos=self.bad.summary(),
+    )
 
 # %% ../nbs/07_train.ipynb #be02e4c2
 @patch
 def note_failures(self: Trainer) -> None:
-    "Write down the videos that could not be decoded, and stop when they are too many"
+    """Write down the videos that could not be decoded, and stop when they are too many."""
     failures, self.failures = sum(from_all(self.failures), []), []
-    if rank() > 0: return
+    if rank() > 0:
+        return
     self.bad.add(failures)
     self.bad.check()
 
+
 @patch
 def save_state(self: Trainer) -> None:
-    "Write the last checkpoint: the model and all that is needed to go on"
+    """Write the last checkpoint: the model and all that is needed to go on."""
     self.note_failures()
-    state = {name: getattr(self, name) for name in ("step", "epoch", "batches_done", "seconds", "history", "captions", "best")}
-    state |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), ema=self.ema and self.ema.average, random=from_all(random_states()))
+    state = {
+        name: getattr(self, name)
+        for name in ("step", "epoch", "batches_done", "seconds", "history", "captions", "best")
+    }
+    state |= dict(
+        optimizer=self.optimizer.state_dict(),
+        scaler=self.scaler.state_dict(),
+        ema=self.ema and self.ema.average,
+        random=from_all(random_states()),
+    )
+
     def write(folder):
         self.model.save(folder)
         torch.save(state, folder / "state.pt")
         write_json(folder / "run.json", self.describe())
-    if rank() == 0: replace_folder(self.folder / "last", write)
+
+    if rank() == 0:
+        replace_folder(self.folder / "last", write)
+
 
 @patch
 def load_state(self: Trainer) -> None:
-    "Go on from the last checkpoint"
+    """Go on from the last checkpoint."""
     state = torch.load(self.folder / "last" / "state.pt", map_location="cpu", weights_only=True)
-    if len(state["random"]) != world(): raise ConfigError(f"the run in {self.folder} has {len(state['random'])} processes: go on with as many, not {world()}.")
-    for name in ("step", "epoch", "batches_done", "seconds", "history", "captions", "best"): setattr(self, name, state[name])
+    if len(state["random"]) != world():
+        raise ConfigError(
+            f"the run in {self.folder} has {len(state['random'])} processes: go on with as many, not {world()}."
+        )
+    for name in ("step", "epoch", "batches_done", "seconds", "history", "captions", "best"):
+        setattr(self, name, state[name])
     self.optimizer.load_state_dict(state["optimizer"])
     self.scaler.load_state_dict(state["scaler"])
-    if self.ema: self.ema.average = {name: value.to(self.device) for name, value in state["ema"].items()}
+    if self.ema:
+        self.ema.average = {name: value.to(self.device) for name, value in state["ema"].items()}
     set_random_states(state["random"][rank()])
 
 # %% ../nbs/07_train.ipynb #9204233b
 @patch
 def run(self: Trainer) -> None:
-    "Train to the end"
+    """Train to the end."""
     c, batches, begin = self.config, self.batches(), time.monotonic() - self.seconds
     self.model.train()
     with self.progress() as bar:
@@ -890,78 +1318,131 @@ def run(self: Trainer) -> None:
             self.step, self.seconds, before = self.step + 1, time.monotonic() - begin, self.seconds
             self.failures += batch["bad"]
             bar.set_postfix(loss=f"{terms['loss']:.3f}", refresh=False), bar.update()
-            self.after_step(terms | dict(epoch=self.epoch, videos_per_second=world() * len(batch["captions"]) / (self.seconds - before)))
-    if c.select_on == "last" and self.best is None: self.keep(None)
-    if rank() == 0: write_json(self.folder / "run.json", self.describe())
+            self.after_step(
+                terms
+                | dict(
+                    epoch=self.epoch,
+                    videos_per_second=world() * len(batch["captions"]) / (self.seconds - before),
+                )
+            )
+    if c.select_on == "last" and self.best is None:
+        self.keep(None)
+    if rank() == 0:
+        write_json(self.folder / "run.json", self.describe())
+
 
 @patch
 def after_step(self: Trainer, row: dict[str, float]) -> None:
-    "Log, evaluate, write a checkpoint: what is due after this step"
-    def due(every): return every > 0 and (self.step % every == 0 or self.step == self.steps)
+    """Log, evaluate, write a checkpoint: what is due after this step."""
+
+    def due(every):
+        return every > 0 and (self.step % every == 0 or self.step == self.steps)
+
     if due(self.config.log_every):
         self.note_failures()
-        if rank() == 0: self.log.write(self.step, **row)
-    if due(self.eval_every): self.evaluate()
-    if due(self.eval_every) or due(self.config.checkpoint_every): self.save_state()
+        if rank() == 0:
+            self.log.write(self.step, **row)
+    if due(self.eval_every):
+        self.evaluate()
+    if due(self.eval_every) or due(self.config.checkpoint_every):
+        self.save_state()
 
 # %% ../nbs/07_train.ipynb #0271205f
 @patch
 def progress(self: Trainer) -> tqdm:
-    "Make the progress bar: loss, rate, time left"
+    """Make the progress bar: loss, rate, time left."""
     shown = self.config.progress if rank() == 0 else False
-    return tqdm(total=self.steps, initial=self.step, unit="step", disable=None if shown is None else not shown)  # None: only on a terminal
+    return tqdm(
+        total=self.steps,
+        initial=self.step,
+        unit="step",
+        disable=None if shown is None else not shown,
+    )  # None: only on a terminal
+
 
 @patch
 def close(self: Trainer) -> None:
-    "Close the log"
-    if self.log: self.log.close()
+    """Close the log."""
+    if self.log:
+        self.log.close()
 
 # %% ../nbs/07_train.ipynb #42dbe4d5
-SMOKE_SHAPES = dict(n_train=16, n_val=8, n_test=8, n_compose=0, n_stills=16)  # videos of a smoke run
+SMOKE_SHAPES = dict(
+    n_train=16, n_val=8, n_test=8, n_compose=0, n_stills=16
+)  # videos of a smoke run
+
 
 def make_shapes_if_missing(
     config: TrainConfig,
 ) -> None:
-    "Make the demo set, unless it is there; a small one for a smoke run"
+    """Make the demo set, unless it is there; a small one for a smoke run."""
     root = Path(config.data_root)
-    if any(root.glob("captions*.json")): return
+    if any(root.glob("captions*.json")):
+        return
     make_shapes(root, **SMOKE_SHAPES if config.preset == "smoke" else {})
+
 
 def train(
     config: TrainConfig,
 ) -> Path:  # the folder of the run
-    "Run a config to its end, from the start or from its last checkpoint"
-    if config.threads: torch.set_num_threads(config.threads)
+    """Run a config to its end, from the start or from its last checkpoint."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
     device = join_processes(config.device)
     try:
-        if config.dataset == "shapes": in_first(make_shapes_if_missing, config)
+        if config.dataset == "shapes":
+            in_first(make_shapes_if_missing, config)
         trainer = Trainer(config, device)
-        try: trainer.run()
-        finally: trainer.close()
+        try:
+            trainer.run()
+        finally:
+            trainer.close()
     finally:
-        if dist.is_initialized(): dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     return Path(config.output_dir)
 
 # %% ../nbs/07_train.ipynb #013041c3
 def read_arguments(
     argv: list[str],  # such as ["--config", "configs/msrvtt.yaml", "--epochs", "3"]
 ) -> TrainConfig:
-    "Make a config from command line options"
-    parser = argparse.ArgumentParser("promptswitch train", description="Train a model.", allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--config", help="a YAML file such as configs/msrvtt.yaml; other options replace what it says")
+    """Make a config from command line options."""
+    parser = argparse.ArgumentParser(
+        "promptswitch train",
+        description="Train a model.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--config",
+        help="a YAML file such as configs/msrvtt.yaml; other options replace what it says",
+    )
     for name, text in FIELDS.items():
-        parser.add_argument(f"--{name}", *{f"--{name.replace('_', '-')}"} - {f"--{name}"}, type=lambda value: yaml.safe_load(value) if value else "", help=(text or name).replace("%", "%%"))
+        parser.add_argument(
+            f"--{name}",
+            *{f"--{name.replace('_', '-')}"} - {f"--{name}"},
+            type=lambda value: yaml.safe_load(value) if value else "",
+            help=(text or name).replace("%", "%%"),
+        )
     known, rest = parser.parse_known_args(argv)
-    values = vars(known) | {part.lstrip("-").partition("=")[0]: None for part in rest if part.startswith("--")}
-    return TrainConfig.from_dict((read_yaml(values.pop("config")) if "config" in values else {}) | values)
+    values = vars(known) | {
+        part.lstrip("-").partition("=")[0]: None for part in rest if part.startswith("--")
+    }
+    return TrainConfig.from_dict(
+        (read_yaml(values.pop("config")) if "config" in values else {}) | values
+    )
+
 
 def main(
     argv: list[str] | None = None,  # None: those of this process
 ) -> None:
-    "Train as the command line says"
-    try: print(f"The run is in {train(read_arguments(sys.argv[1:] if argv is None else argv))}.")
-    except (ConfigError, DataError) as error: sys.exit(f"promptswitch train: {error}")
+    """Train as the command line says."""
+    try:
+        print(f"The run is in {train(read_arguments(sys.argv[1:] if argv is None else argv))}.")
+    except (ConfigError, DataError) as error:
+        sys.exit(f"promptswitch train: {error}")
 
 # %% ../nbs/07_train.ipynb #8533a4f6
 #| eval: false
-if __name__ == "__main__" and "__file__" in globals(): main()
+if __name__ == "__main__" and "__file__" in globals():
+    main()

@@ -10,8 +10,10 @@ __all__ = ['LENIENT', 'CLIP_MEAN', 'CLIP_STD', 'sample_indices', 'write_video', 
 # %% ../nbs/06a_video.ipynb #16e7a255
 import math
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from abc import ABC
+from abc import abstractmethod
+from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
@@ -25,18 +27,22 @@ from av.error import FFmpegError
 from einops import rearrange
 from torch.nn.functional import interpolate
 
-try: import decord
-except (ImportError, OSError, RuntimeError): decord = None  # no wheel for this machine: PyAV reads everything
+try:
+    import decord
+except (ImportError, OSError, RuntimeError):
+    decord = None  # no wheel for this machine: PyAV reads everything
 
 # %% ../nbs/06a_video.ipynb #086ccdec
 def _official_indices(n_total, n_chunks, frames_per_chunk, rng):
-    "Draw frames as the released code does (D15); uniformly if `rng` is None."
+    """Draw frames as the released code does (D15); uniformly if `rng` is None."""
     edges, chunks = np.linspace(0, n_total, min(frames_per_chunk, n_total) + 1).astype(int), []
     for i in range(n_chunks):
         chunk = []
         for first, last in zip(edges[:-1], edges[1:] - 1):
-            if rng is None: chunk.append((last - first) // (n_chunks + 1) * (i + 1) + first)
-            else: chunk.append(rng.integers(first, last) if last > first else first)
+            if rng is None:
+                chunk.append((last - first) // (n_chunks + 1) * (i + 1) + first)
+            else:
+                chunk.append(rng.integers(first, last) if last > first else first)
         chunks.append(chunk + chunk[-1:] * (frames_per_chunk - len(chunk)))
     return np.array(chunks, dtype=np.int64).reshape(-1)
 
@@ -49,14 +55,28 @@ def sample_indices(
     mode: str = "uniform",  # uniform, random, official_uniform or official_random
     rng: np.random.Generator | None = None,  # draws the frames of the random modes
 ) -> np.ndarray:  # (F,) int64, frame numbers in chunk order (c p)
-    "Choose the frames of a video, one per segment, and deal them to chunks by interval sampling (section 4)."
+    """Choose the frames of a video, one per segment, and deal them to chunks by interval sampling (section 4)."""
     P = frames_per_chunk or n_frames
-    if n_total < 1: raise ValueError(f"A video needs at least 1 frame to sample from, this one has {n_total}.")
-    if n_frames < 1 or n_frames % P: raise ValueError(f"{n_frames} frames cannot be split into chunks of {P}: choose n_frames as a multiple of frames_per_chunk.")
-    if mode not in ("uniform", "random", "official_uniform", "official_random"): raise ValueError(f"Unknown sampling mode {mode!r}: choose uniform, random, official_uniform or official_random.")
-    if mode.endswith("random") and rng is None: raise ValueError(f"Mode {mode!r} draws frames: pass rng=np.random.default_rng(seed).")
-    if mode.startswith("official"): return _official_indices(n_total, n_frames // P, P, rng if mode == "official_random" else None)
-    first, end = np.arange(n_frames) * n_total // n_frames, np.arange(1, n_frames + 1) * n_total // n_frames
+    if n_total < 1:
+        raise ValueError(f"A video needs at least 1 frame to sample from, this one has {n_total}.")
+    if n_frames < 1 or n_frames % P:
+        raise ValueError(
+            f"{n_frames} frames cannot be split into chunks of {P}: choose n_frames as a multiple of frames_per_chunk."
+        )
+    if mode not in ("uniform", "random", "official_uniform", "official_random"):
+        raise ValueError(
+            f"Unknown sampling mode {mode!r}: choose uniform, random, official_uniform or official_random."
+        )
+    if mode.endswith("random") and rng is None:
+        raise ValueError(f"Mode {mode!r} draws frames: pass rng=np.random.default_rng(seed).")
+    if mode.startswith("official"):
+        return _official_indices(
+            n_total, n_frames // P, P, rng if mode == "official_random" else None
+        )
+    first, end = (
+        np.arange(n_frames) * n_total // n_frames,
+        np.arange(1, n_frames + 1) * n_total // n_frames,
+    )
     end = np.maximum(end, first + 1)
     times = (first + end - 1) // 2 if mode == "uniform" else rng.integers(first, end)
     return rearrange(times.astype(np.int64), "(p c) -> (c p)", p=P)
@@ -71,20 +91,31 @@ def write_video(
     options: dict[str, str] | None = None,  # of the encoder; {"bf": "0"} writes no B-frames
     pix_fmt: str = "yuv420p",  # FFmpeg's name of the pixel format
 ) -> Path:  # the file
-    "Encode pictures as a video file, atomically."
+    """Encode pictures as a video file, atomically."""
     path, frames = Path(path), np.asarray(frames)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames): raise ValueError(f"write_video takes (T, H, W, 3) uint8 frames, got {frames.shape} {frames.dtype}.")
-    if pix_fmt.startswith("yuv420p") and (frames.shape[1] % 2 or frames.shape[2] % 2): raise ValueError(f"{pix_fmt} needs an even height and width, got {frames.shape[1]}×{frames.shape[2]}: crop a line, or choose pix_fmt='yuv444p'.")
-    part, rate = path.with_name(f".{os.getpid()}.{path.name}"), Fraction(fps).limit_denominator(1001)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise ValueError(
+            f"write_video takes (T, H, W, 3) uint8 frames, got {frames.shape} {frames.dtype}."
+        )
+    if pix_fmt.startswith("yuv420p") and (frames.shape[1] % 2 or frames.shape[2] % 2):
+        raise ValueError(
+            f"{pix_fmt} needs an even height and width, got {frames.shape[1]}×{frames.shape[2]}: crop a line, or choose pix_fmt='yuv444p'."
+        )
+    part, rate = (
+        path.with_name(f".{os.getpid()}.{path.name}"),
+        Fraction(fps).limit_denominator(1001),
+    )
     try:
-        with av.open(str(part), "w") as container: _encode(container, frames, rate, codec, options, pix_fmt)
+        with av.open(str(part), "w") as container:
+            _encode(container, frames, rate, codec, options, pix_fmt)
         os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 # %% ../nbs/06a_video.ipynb #3265f0b3
 def _encode(container, frames, rate, codec, options, pix_fmt):
-    "Encode frames as the only stream of an open container."
+    """Encode frames as the only stream of an open container."""
     stream = container.add_stream(codec, rate=rate, options=dict(options or {}))
     stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
     stream.codec_context.thread_count = 1
@@ -96,7 +127,8 @@ def _encode(container, frames, rate, codec, options, pix_fmt):
 
 # %% ../nbs/06a_video.ipynb #4dbd1d85
 class VideoError(Exception):
-    "Say which video could not be read, and why."
+    """Say which video could not be read, and why."""
+
     def __init__(
         self,
         path: str | Path,  # the file
@@ -105,111 +137,164 @@ class VideoError(Exception):
         super().__init__(str(path), reason)
         self.path, self.reason = str(path), reason
 
-    def __str__(self): return f"{self.path}: {self.reason}"
+    def __str__(self):
+        return f"{self.path}: {self.reason}"
 
 # %% ../nbs/06a_video.ipynb #1d3b3b13
-LENIENT = dict(metadata_errors="replace") if int(av.__version__.split(".")[0]) < 19 else {}  # titles in odd encodings; later versions are lenient by themselves
+LENIENT = (
+    dict(metadata_errors="replace") if int(av.__version__.split(".")[0]) < 19 else {}
+)  # titles in odd encodings; later versions are lenient by themselves
+
 
 @contextmanager
 def _opened(path):
-    "Open a file and its first video stream, decoding on one thread."
-    try: container = av.open(str(path), **LENIENT)
-    except (FFmpegError, OSError, ValueError) as error: raise VideoError(path, getattr(error, "strerror", None) or str(error)) from error
+    """Open a file and its first video stream, decoding on one thread."""
+    try:
+        container = av.open(str(path), **LENIENT)
+    except (FFmpegError, OSError, ValueError) as error:
+        raise VideoError(path, getattr(error, "strerror", None) or str(error)) from error
     with container:
-        if not container.streams.video: raise VideoError(path, "It holds no video stream")
+        if not container.streams.video:
+            raise VideoError(path, "It holds no video stream")
         stream = container.streams.video[0]
-        if stream.codec_context is None: raise VideoError(path, "There is no decoder for its codec")
+        if stream.codec_context is None:
+            raise VideoError(path, "There is no decoder for its codec")
         stream.codec_context.thread_count = 1
         yield container, stream
 
+
 def _packets(container, stream):
-    "Yield the packets of a stream and at last the empty one that flushes the decoder; a read error ends the file."
-    try: yield from container.demux(stream)
-    except FFmpegError: pass
+    """Yield the packets of a stream and at last the empty one that flushes the decoder; a read error ends the file."""
+    try:
+        yield from container.demux(stream)
+    except FFmpegError:
+        pass
+
 
 def _decode(packet):
-    "Decode a packet to the frames that it completes; none if it is damaged."
-    try: return packet.decode()
-    except FFmpegError: return []
+    """Decode a packet to the frames that it completes; none if it is damaged."""
+    try:
+        return packet.decode()
+    except FFmpegError:
+        return []
 
 # %% ../nbs/06a_video.ipynb #91236c15
 def _display_matrix(frame):
-    "Read the 2×2 corner of a frame's display matrix; None if it changes nothing."
+    """Read the 2×2 corner of a frame's display matrix; None if it changes nothing."""
     data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None: return None
+    if data is None:
+        return None
     matrix = np.frombuffer(bytes(data), dtype=np.int32).reshape(3, 3)[:2, :2]
     return None if matrix[0, 0] > abs(matrix[0, 1]) and matrix[1, 1] > 0 else matrix
+
 
 def upright(
     picture: np.ndarray,  # (H, W, 3) as stored
     matrix: np.ndarray | None,  # (2, 2) corner of the display matrix; None: nothing to do
 ) -> np.ndarray:  # (H, W, 3) or (W, H, 3) as shown
-    "Turn a picture by a right angle and mirror it, as a display matrix says."
-    if matrix is None: return picture
-    if abs(matrix[0, 1]) > abs(matrix[0, 0]): picture, matrix = picture.swapaxes(0, 1), matrix[::-1]
-    if matrix[0, 0] < 0: picture = picture[:, ::-1]
-    if matrix[1, 1] < 0: picture = picture[::-1]
+    """Turn a picture by a right angle and mirror it, as a display matrix says."""
+    if matrix is None:
+        return picture
+    if abs(matrix[0, 1]) > abs(matrix[0, 0]):
+        picture, matrix = picture.swapaxes(0, 1), matrix[::-1]
+    if matrix[0, 0] < 0:
+        picture = picture[:, ::-1]
+    if matrix[1, 1] < 0:
+        picture = picture[::-1]
     return picture
 
 # %% ../nbs/06a_video.ipynb #d49d1170
 def _unit_types(packet, length_size):
-    "List the types of the units in an H.264 packet; None if their lengths do not add up."
+    """List the types of the units in an H.264 packet; None if their lengths do not add up."""
     data, types, at = memoryview(packet), [], 0
     while at < len(data):
         start = at + length_size
         at = start + int.from_bytes(data[at:start], "big")
-        if not start < at <= len(data): return None
+        if not start < at <= len(data):
+            return None
         types.append(data[start] & 31)
     return types
 
 # %% ../nbs/06a_video.ipynb #49d031bc
 class _Packet(NamedTuple):
-    "What the probe keeps of a packet."
+    """What the probe keeps of a packet."""
+
     pts: int | None  # when it is shown, in ticks of the stream
     key: bool  # the container calls it a key frame
     discard: bool  # decode it, but do not show it
     damaged: bool  # it is known to be incomplete
     start: bool  # decoding can start here
 
+
 def _note(packet):
-    "Note what matters of a packet."
+    """Note what matters of a packet."""
     context, types = packet.stream.codec_context, [5]
     if context.name == "h264":
         extradata = context.extradata or b""
-        types = _unit_types(packet, (extradata[4] & 3) + 1) if extradata[:1] == b"\x01" and len(extradata) > 4 else []
-    return _Packet(packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt or types is None, types is not None and 5 in types)
+        types = (
+            _unit_types(packet, (extradata[4] & 3) + 1)
+            if extradata[:1] == b"\x01" and len(extradata) > 4
+            else []
+        )
+    return _Packet(
+        packet.pts,
+        packet.is_keyframe,
+        packet.is_discard,
+        packet.is_corrupt or types is None,
+        types is not None and 5 in types,
+    )
 
 # %% ../nbs/06a_video.ipynb #03a5c18e
 def _decord_doubts(container, stream, packets, frame):
-    "Yield the reasons not to let decord read a file."
+    """Yield the reasons not to let decord read a file."""
     pts = [packet.pts for packet in packets]
-    if container.format.name not in ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"): yield f"container {container.format.name}"
-    if stream.codec_context.name not in ("h264", "vp8", "vp9"): yield f"codec {stream.codec_context.name}"
-    if frame.format.name not in ("yuv420p", "yuvj420p"): yield f"pixel format {frame.format.name}"
-    if frame.colorspace not in (2, 5, 6) or (frame.format.name, frame.color_range) == ("yuv420p", 2): yield "colours other than plain BT.601"
-    if frame.interlaced_frame: yield "interlaced pictures"
-    if _display_matrix(frame) is not None: yield "pictures to be rotated"
-    if len(container.streams.video) > 1: yield "several video streams"
-    if container.duration is None: yield "no duration"
-    if any(packet.discard for packet in packets): yield "trimmed: some packets are not shown"
-    if None in pts or len(set(pts)) < len(pts): yield "timestamps missing or repeated"
-    elif _shown_before_key(packets) or not all(packet.start for packet in packets if packet.key): yield "key frames where decoding cannot start"
+    if container.format.name not in ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"):
+        yield f"container {container.format.name}"
+    if stream.codec_context.name not in ("h264", "vp8", "vp9"):
+        yield f"codec {stream.codec_context.name}"
+    if frame.format.name not in ("yuv420p", "yuvj420p"):
+        yield f"pixel format {frame.format.name}"
+    if frame.colorspace not in (2, 5, 6) or (frame.format.name, frame.color_range) == (
+        "yuv420p",
+        2,
+    ):
+        yield "colours other than plain BT.601"
+    if frame.interlaced_frame:
+        yield "interlaced pictures"
+    if _display_matrix(frame) is not None:
+        yield "pictures to be rotated"
+    if len(container.streams.video) > 1:
+        yield "several video streams"
+    if container.duration is None:
+        yield "no duration"
+    if any(packet.discard for packet in packets):
+        yield "trimmed: some packets are not shown"
+    if None in pts or len(set(pts)) < len(pts):
+        yield "timestamps missing or repeated"
+    elif _shown_before_key(packets) or not all(packet.start for packet in packets if packet.key):
+        yield "key frames where decoding cannot start"
+
 
 def _shown_before_key(packets):
-    "Tell if some frame is shown before the key frame that it follows in the file: an open group of pictures."
+    """Tell if some frame is shown before the key frame that it follows in the file: an open group of pictures."""
     keys = np.maximum.accumulate([packet.pts if packet.key else -math.inf for packet in packets])
     return any(packet.pts < key for packet, key in zip(packets, keys))
 
 # %% ../nbs/06a_video.ipynb #76ea5e07
 def _count_doubts(packets, header_frames):
-    "Yield the reasons not to take the number of packets for the number of frames."
-    if header_frames not in (0, len(packets)): yield f"the header says {header_frames} frames, the file holds {len(packets)} packets"
+    """Yield the reasons not to take the number of packets for the number of frames."""
+    if header_frames not in (0, len(packets)):
+        yield f"the header says {header_frames} frames, the file holds {len(packets)} packets"
     damaged = sum(packet.damaged for packet in packets)
-    if damaged: yield f"{damaged} of {len(packets)} packets are damaged"
-    if not packets[0].key: yield "it starts between key frames"
+    if damaged:
+        yield f"{damaged} of {len(packets)} packets are damaged"
+    if not packets[0].key:
+        yield "it starts between key frames"
+
 
 class Probe(NamedTuple):
-    "What the packets and the first frame of a video tell."
+    """What the packets and the first frame of a video tell."""
+
     n_frames: int  # frames, if each shown packet gives one
     fps: float | None  # frames a second, measured on the timestamps; None if there are none
     header_frames: int  # frames that the header promises; 0: it does not say
@@ -222,57 +307,91 @@ class Probe(NamedTuple):
 def probe_video(
     path: str | Path,  # a video file
 ) -> Probe:
-    "Look at all packets of a video and decode its first frame, to choose how to read it."
+    """Look at all packets of a video and decode its first frame, to choose how to read it."""
     packets, frame = [], None
     with _opened(path) as (container, stream):
         for packet in _packets(container, stream):
-            if packet.size: packets.append(_note(packet))
-            if frame is None: frame = next(iter(_decode(packet)), None)
-        if frame is None: raise VideoError(path, f"None of its {len(packets)} video packets can be decoded")
+            if packet.size:
+                packets.append(_note(packet))
+            if frame is None:
+                frame = next(iter(_decode(packet)), None)
+        if frame is None:
+            raise VideoError(path, f"None of its {len(packets)} video packets can be decoded")
         count_doubt = next(_count_doubts(packets, stream.frames), "")
         doubt = count_doubt or next(_decord_doubts(container, stream, packets, frame), "")
         shown = [packet for packet in packets if not packet.discard]
         fps = _frame_rate([packet.pts for packet in shown if packet.pts is not None], stream)
-        return Probe(len(shown), fps, stream.frames, (frame.height, frame.width), _display_matrix(frame), count_doubt, doubt)
+        return Probe(
+            len(shown),
+            fps,
+            stream.frames,
+            (frame.height, frame.width),
+            _display_matrix(frame),
+            count_doubt,
+            doubt,
+        )
+
 
 def _frame_rate(pts, stream):
-    "Measure frames a second on timestamps; with fewer than two, take the header's word."
+    """Measure frames a second on timestamps; with fewer than two, take the header's word."""
     span = (max(pts) - min(pts)) * stream.time_base if len(pts) > 1 else 0
-    if span > 0: return float((len(pts) - 1) / span)
+    if span > 0:
+        return float((len(pts) - 1) / span)
     return float(stream.average_rate) if stream.average_rate else None
 
 # %% ../nbs/06a_video.ipynb #6101c404
 class VideoReader(ABC):
-    "Give the frames of a video by their numbers."
+    """Give the frames of a video by their numbers."""
+
     backend: str  # the library that decodes
+
     def __init__(
         self,
         path: str | Path,  # a video file
         probe: Probe,  # of this file
     ):
-        self.path, self.probe, self._n_frames, self._pid = str(path), probe, probe.n_frames, os.getpid()
+        self.path, self.probe, self._n_frames, self._pid = (
+            str(path),
+            probe,
+            probe.n_frames,
+            os.getpid(),
+        )
 
-    def __len__(self): return self._n_frames
-    def __enter__(self): return self
-    def __exit__(self, *error): self.close()
+    def __len__(self):
+        return self._n_frames
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
     def close(self):
-        "Let go of the video; no file stays open between two calls of `frames`."
+        """Let go of the video; no file stays open between two calls of `frames`."""
 
     @property
     def fps(self) -> float | None:  # None if the file has no rate
-        "Tell the frames a second."
+        """Tell the frames a second."""
         return self.probe.fps
 
     def frames(
         self,
         indices: Iterable[int],  # (n,) frame numbers from 0, in any order, repeats allowed
     ) -> np.ndarray:  # (n, H, W, 3) uint8, RGB
-        "Decode the frames with these numbers."
-        if os.getpid() != self._pid: raise RuntimeError(f"The reader of {self.path} was made in another process: call open_video in the process that reads.")
+        """Decode the frames with these numbers."""
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"The reader of {self.path} was made in another process: call open_video in the process that reads."
+            )
         indices = np.asarray(indices, dtype=np.int64)
-        if indices.ndim != 1 or (indices < 0).any(): raise ValueError(f"Frame numbers must be a flat list of numbers from 0 on, got {indices.tolist()}.")
-        if indices.max(initial=-1) >= len(self): raise VideoError(self.path, f"Frame {indices.max()} was asked for, but it has {len(self)} frames")
+        if indices.ndim != 1 or (indices < 0).any():
+            raise ValueError(
+                f"Frame numbers must be a flat list of numbers from 0 on, got {indices.tolist()}."
+            )
+        if indices.max(initial=-1) >= len(self):
+            raise VideoError(
+                self.path, f"Frame {indices.max()} was asked for, but it has {len(self)} frames"
+            )
         return self._read(indices)
 
     @abstractmethod
@@ -280,92 +399,127 @@ class VideoReader(ABC):
 
 # %% ../nbs/06a_video.ipynb #7cadaa62
 class PyAVReader(VideoReader):
-    "Read a video from its start to the last wanted frame with PyAV."
+    """Read a video from its start to the last wanted frame with PyAV."""
+
     backend = "pyav"
+
     def __init__(
         self,
         path: str | Path,  # a video file
         probe: Probe,  # of this file
     ):
         super().__init__(path, probe)
-        if probe.count_doubt: self._n_frames = sum(1 for _ in self._decoded())
+        if probe.count_doubt:
+            self._n_frames = sum(1 for _ in self._decoded())
 
     def _decoded(self):
-        "Yield all frames in the order in which they are shown."
+        """Yield all frames in the order in which they are shown."""
         with _opened(self.path) as (container, stream):
-            for packet in _packets(container, stream): yield from _decode(packet)
+            for packet in _packets(container, stream):
+                yield from _decode(packet)
 
     def _read(self, indices):
         (H, W), matrix, last = self.probe.size, self.probe.matrix, indices.max(initial=-1)
         shape, seen = upright(np.empty((H, W, 3)), matrix).shape, 0
         pictures = np.empty((len(indices), *shape), np.uint8)
-        if last < 0: return pictures
+        if last < 0:
+            return pictures
         for seen, frame in enumerate(self._decoded(), 1):
             places = indices == seen - 1
-            if places.any(): pictures[places] = upright(frame.to_ndarray(format="rgb24", height=H, width=W), matrix)
-            if seen > last: return pictures
+            if places.any():
+                pictures[places] = upright(
+                    frame.to_ndarray(format="rgb24", height=H, width=W), matrix
+                )
+            if seen > last:
+                return pictures
         self._n_frames = seen
-        raise VideoError(self.path, f"Frame {last} was asked for, but only {seen} frames can be decoded")
+        raise VideoError(
+            self.path, f"Frame {last} was asked for, but only {seen} frames can be decoded"
+        )
 
 # %% ../nbs/06a_video.ipynb #1325ed41
 class DecordReader(PyAVReader):
-    "Read a video with decord; with PyAV if decord fails."
+    """Read a video with decord; with PyAV if decord fails."""
+
     backend = "decord"
+
     def _read(self, indices):
         if self.backend == "decord":
-            try: return self._jump(indices)
-            except Exception: self.backend = "pyav"
+            try:
+                return self._jump(indices)
+            except Exception:
+                self.backend = "pyav"
         return super()._read(indices)
 
     def _jump(self, indices):
-        "Read each frame from the key frame before it."
+        """Read each frame from the key frame before it."""
         reader = decord.VideoReader(self.path, num_threads=1)
-        if len(reader) != len(self): raise VideoError(self.path, f"decord counts {len(reader)} frames, its packets are {len(self)}")
+        if len(reader) != len(self):
+            raise VideoError(
+                self.path, f"decord counts {len(reader)} frames, its packets are {len(self)}"
+            )
         wanted, places = np.unique(indices, return_inverse=True)
         pictures = reader.get_batch(wanted.tolist()).asnumpy()
         return pictures if np.array_equal(wanted, indices) else pictures[places]
 
+
 def open_video(
     path: str | Path,  # a video file
 ) -> VideoReader:  # reads with decord if that is safe, else with PyAV
-    "Look at a video file and choose a reader that gives the right frames; VideoError if there is none."
+    """Look at a video file and choose a reader that gives the right frames; VideoError if there is none."""
     probe = probe_video(path)
     reader = (PyAVReader if decord is None or probe.doubt else DecordReader)(path, probe)
-    if not len(reader): raise VideoError(path, "None of its frames can be decoded")
+    if not len(reader):
+        raise VideoError(path, "None of its frames can be decoded")
     return reader
 
 # %% ../nbs/06a_video.ipynb #747ffbe3
-if decord is not None: decord.logging.set_level(decord.logging.QUIET)
+if decord is not None:
+    decord.logging.set_level(decord.logging.QUIET)
 
 # %% ../nbs/06a_video.ipynb #a0c5965a
 def read_frames(
     reader: VideoReader,  # of the video
-    draw: Callable[[int], np.ndarray],  # number of frames in the video -> the numbers of those wanted (F,)
+    draw: Callable[
+        [int], np.ndarray
+    ],  # number of frames in the video -> the numbers of those wanted (F,)
 ) -> np.ndarray:  # (F, H, W, 3) uint8
-    "Read the frames that `draw` picks; draw again if decoding shows that the video is shorter than it said."
+    """Read the frames that `draw` picks; draw again if decoding shows that the video is shorter than it said."""
     total = len(reader)
-    try: return reader.frames(draw(total))
+    try:
+        return reader.frames(draw(total))
     except VideoError:
-        if not 0 < len(reader) < total: raise
+        if not 0 < len(reader) < total:
+            raise
         return reader.frames(draw(len(reader)))
 
 # %% ../nbs/06a_video.ipynb #857b42ee
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
 
 def normalise(
     pictures: torch.Tensor,  # (F, 3, S, S) uint8
     mean: tuple[float, ...] = CLIP_MEAN,  # of each colour, in 0 … 1
     std: tuple[float, ...] = CLIP_STD,  # of each colour
 ) -> torch.Tensor:  # (F, 3, S, S) float32
-    "Scale colours as CLIP's training images were scaled."
-    return ((pictures.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)).contiguous()
+    """Scale colours as CLIP's training images were scaled."""
+    return (
+        (pictures.float() / 255 - torch.tensor(mean).view(3, 1, 1))
+        / torch.tensor(std).view(3, 1, 1)
+    ).contiguous()
+
 
 def resize(
     frames: np.ndarray,  # (F, H, W, 3) uint8
     size: tuple[int, int],  # (h, w)
 ) -> torch.Tensor:  # (F, 3, h, w) uint8
-    "Resize pictures with the bicubic filter, antialiased."
-    return interpolate(rearrange(torch.as_tensor(frames), "f h w c -> f c h w"), size=size, mode="bicubic", antialias=True)
+    """Resize pictures with the bicubic filter, antialiased."""
+    return interpolate(
+        rearrange(torch.as_tensor(frames), "f h w c -> f c h w"),
+        size=size,
+        mode="bicubic",
+        antialias=True,
+    )
 
 # %% ../nbs/06a_video.ipynb #2d0d04d9
 def whole_frame(
@@ -374,8 +528,9 @@ def whole_frame(
     image_size: int,  # S
     generator: torch.Generator | None = None,  # not used: nothing is random
 ) -> torch.Tensor:  # (F, 3, S, S) float32
-    "Resize whole frames to S×S (the paper's transform, D14)."
+    """Resize whole frames to S×S (the paper's transform, D14)."""
     return normalise(resize(frames, (image_size, image_size)))
+
 
 def centre_crop(
     frames: np.ndarray,  # (F, H, W, 3) uint8
@@ -383,11 +538,11 @@ def centre_crop(
     image_size: int,  # S
     generator: torch.Generator | None = None,  # not used: nothing is random
 ) -> torch.Tensor:  # (F, 3, S, S) float32
-    "Resize the short side to S and cut out the middle (the released code's test transform, D14)."
+    """Resize the short side to S and cut out the middle (the released code's test transform, D14)."""
     S, (H, W) = image_size, frames.shape[1:3]
     pictures = resize(frames, (S * H // min(H, W), S * W // min(H, W)))
     top, left = round((pictures.shape[2] - S) / 2), round((pictures.shape[3] - S) / 2)
-    return normalise(pictures[:, :, top:top + S, left:left + S])
+    return normalise(pictures[:, :, top : top + S, left : left + S])
 
 # %% ../nbs/06a_video.ipynb #a8396669
 def draw_crop(
@@ -398,10 +553,16 @@ def draw_crop(
     area: tuple[float, float] = (0.5, 1.0),  # least and greatest share of the frame
     ratio: tuple[float, float] = (3 / 4, 4 / 3),  # least and greatest width/height
 ) -> tuple[int, int, int, int]:  # top, left, height, width
-    "Draw a rectangle that lies in the frame, of random area and proportion."
-    uniform = lambda low, high: low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+    """Draw a rectangle that lies in the frame, of random area and proportion."""
+
+    def uniform(low, high):
+        return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
     for _ in range(10):
-        pixels, aspect = height * width * uniform(*area), math.exp(uniform(math.log(ratio[0]), math.log(ratio[1])))
+        pixels, aspect = (
+            height * width * uniform(*area),
+            math.exp(uniform(math.log(ratio[0]), math.log(ratio[1]))),
+        )
         h, w = round(math.sqrt(pixels / aspect)), round(math.sqrt(pixels * aspect))
         if 0 < h <= height and 0 < w <= width:
             return int(uniform(0, height - h + 1)), int(uniform(0, width - w + 1)), h, w
@@ -416,12 +577,16 @@ def random_crop(
     flip: bool = True,  # mirror every second video; False where captions say left and right
     generator: torch.Generator | None = None,  # draws the crop and the mirroring
 ) -> torch.Tensor:  # (F, 3, S, S) float32
-    "Cut the same random part out of all frames, resize it to S×S, perhaps mirror it (the released code's training transform, D14)."
-    if generator is None: raise ValueError("The training transform draws a crop: pass generator=torch.Generator().manual_seed(seed).")
+    """Cut the same random part out of all frames, resize it to S×S, perhaps mirror it (the released code's training transform, D14)."""
+    if generator is None:
+        raise ValueError(
+            "The training transform draws a crop: pass generator=torch.Generator().manual_seed(seed)."
+        )
     top, left, h, w = draw_crop(*frames.shape[1:3], generator=generator)
-    pictures = resize(frames[:, top:top + h, left:left + w], (image_size, image_size))
+    pictures = resize(frames[:, top : top + h, left : left + w], (image_size, image_size))
     mirror = flip and torch.rand((), generator=generator).item() < 0.5
     return normalise(pictures.flip(-1) if mirror else pictures)
+
 
 def frame_transform(
     image_size: int,  # S
@@ -430,10 +595,16 @@ def frame_transform(
     *,
     flip: bool = True,  # mirror every second video in training; False where captions say left and right
 ) -> Callable:  # ((F, H, W, 3) uint8, generator=torch.Generator or None) -> (F, 3, S, S) float32
-    "Choose how the frames of a video become CLIP's input."
-    if preset not in ("official", "paper"): raise ValueError(f"Unknown transform preset {preset!r}: choose official or paper.")
-    if preset == "paper": return partial(whole_frame, image_size=image_size)
-    return partial(random_crop, image_size=image_size, flip=flip) if train else partial(centre_crop, image_size=image_size)
+    """Choose how the frames of a video become CLIP's input."""
+    if preset not in ("official", "paper"):
+        raise ValueError(f"Unknown transform preset {preset!r}: choose official or paper.")
+    if preset == "paper":
+        return partial(whole_frame, image_size=image_size)
+    return (
+        partial(random_crop, image_size=image_size, flip=flip)
+        if train
+        else partial(centre_crop, image_size=image_size)
+    )
 
 # %% ../nbs/06a_video.ipynb #968d7eca
 def load_frames(
@@ -443,11 +614,18 @@ def load_frames(
     frames_per_chunk: int | None = 6,  # P, a divisor of F; None: one chunk
     image_size: int = 224,  # S
     mode: str = "uniform",  # which frames, see `sample_indices`
-    transform: Callable | None = None,  # ((F, H, W, 3) uint8, generator=) -> (F, 3, S, S); None: frame_transform(image_size)
-    rng: np.random.Generator | None = None,  # draws the frames of random modes, and seeds the transform
+    transform: Callable
+    | None = None,  # ((F, H, W, 3) uint8, generator=) -> (F, 3, S, S); None: frame_transform(image_size)
+    rng: np.random.Generator
+    | None = None,  # draws the frames of random modes, and seeds the transform
 ) -> torch.Tensor:  # (F, 3, S, S) float32, CLIP-normalised, chunk order
-    "Read, sample and transform a video; VideoError if it cannot be read."
+    """Read, sample and transform a video; VideoError if it cannot be read."""
     transform = transform or frame_transform(image_size)
-    frames = read_frames(open_video(path), partial(sample_indices, n_frames=n_frames, frames_per_chunk=frames_per_chunk, mode=mode, rng=rng))
+    frames = read_frames(
+        open_video(path),
+        partial(
+            sample_indices, n_frames=n_frames, frames_per_chunk=frames_per_chunk, mode=mode, rng=rng
+        ),
+    )
     generator = None if rng is None else torch.Generator().manual_seed(int(rng.integers(2**63)))
     return transform(frames, generator=generator)

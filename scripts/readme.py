@@ -1,4 +1,5 @@
-"Make README.md from nbs/index.ipynb; with --check, only tell whether README.md is what the notebook gives."
+"""Make README.md from nbs/index.ipynb; with --check, only tell whether README.md is what the notebook gives."""
+
 import posixpath
 import re
 import sys
@@ -13,12 +14,12 @@ HEADER = "<!-- Made from nbs/index.ipynb by `make prepare`: edit the notebook. -
 
 
 def visible(cell) -> bool:
-    "Tell whether a reader of the README should see `cell`."
+    """Tell whether a reader of the README should see `cell`."""
     return cell.source.strip() != "" and re.search(r"^#\|\s*hide\b", cell.source, re.M) is None
 
 
 def relative_to_root(match: re.Match) -> str:
-    "Rewrite a Markdown link target that is relative to nbs/ as one that is relative to the repository."
+    """Rewrite a Markdown link target that is relative to nbs/ as one that is relative to the repository."""
     target = match[1]
     if re.match(r"[a-z]+:|#|/", target):
         return match[0]
@@ -26,7 +27,7 @@ def relative_to_root(match: re.Match) -> str:
 
 
 def make_readme() -> str:
-    "Return the text of README.md."
+    """Return the text of README.md."""
     nb = nbformat.read(INDEX, as_version=4)
     nb.metadata["language_info"] = {"name": "python"}  # so that the fences say `python`
     nb.cells = [cell for cell in nb.cells if visible(cell)]
@@ -34,7 +35,9 @@ def make_readme() -> str:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\]\(([^)\s]+)\)", relative_to_root, cell.source)
         else:
-            shown = re.search(r"^#\|\s*echo:\s*false", cell.source, re.M) is None  # otherwise its output alone
+            shown = (
+                re.search(r"^#\|\s*echo:\s*false", cell.source, re.M) is None
+            )  # otherwise its output alone
             cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M) if shown else ""
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r"```python\s*```\n", "", text)

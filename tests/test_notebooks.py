@@ -1,4 +1,5 @@
-"What every notebook owes its reader."
+"""What every notebook owes its reader."""
+
 import json
 import re
 from pathlib import Path
@@ -6,13 +7,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not re.search(r"/[._]", f"/{path.relative_to(ROOT)}"))
+NOTEBOOKS = sorted(
+    path
+    for path in (ROOT / "nbs").rglob("*.ipynb")
+    if not re.search(r"/[._]", f"/{path.relative_to(ROOT)}")
+)
 MACHINE_PATH = re.compile(r"/(?:home|root|tmp|Users|work|opt|usr)/|[A-Z]:\\Users")
 
 
 def cells(path: Path, kind: str) -> list[dict]:
-    "Return a notebook's cells of one kind."
-    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+    """Return a notebook's cells of one kind."""
+    return [
+        cell
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == kind
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -22,23 +31,36 @@ class TestNotebook:
 
     def test_opens_with_title_and_one_sentence(self, path):
         first = "".join(cells(path, "markdown")[0]["source"])
-        assert re.match(r"# .+\n\n> .+", first), "the first cell is `# Title`, an empty line, `> one sentence`"
+        assert re.match(r"# .+\n\n> .+", first), (
+            "the first cell is `# Title`, an empty line, `> one sentence`"
+        )
 
     def test_holds_outputs(self, path):
-        assert not cells(path, "code") or any(cell["outputs"] for cell in cells(path, "code")), "run the notebook and save it"
+        assert not cells(path, "code") or any(cell["outputs"] for cell in cells(path, "code")), (
+            "run the notebook and save it"
+        )
 
     def test_outputs_name_no_machine(self, path):
         for cell in cells(path, "code"):
             for output in cell["outputs"]:
                 assert output["output_type"] != "error", output.get("evalue")
                 assert output.get("name") != "stderr", "".join(output["text"])
-                texts = [output.get("text", ""), *(text for mime, text in output.get("data", {}).items() if mime.startswith("text"))]
+                texts = [
+                    output.get("text", ""),
+                    *(
+                        text
+                        for mime, text in output.get("data", {}).items()
+                        if mime.startswith("text")
+                    ),
+                ]
                 text = "".join("".join(text) for text in texts)
                 assert not MACHINE_PATH.search(text), text
 
 
 def test_index_links_every_notebook():
-    text = "".join("".join(cell["source"]) for cell in cells(ROOT / "nbs" / "index.ipynb", "markdown"))
+    text = "".join(
+        "".join(cell["source"]) for cell in cells(ROOT / "nbs" / "index.ipynb", "markdown")
+    )
     names = {path.relative_to(ROOT / "nbs").as_posix() for path in NOTEBOOKS} - {"index.ipynb"}
     missing = sorted(name for name in names if f"]({name})" not in text)
     assert not missing, f"the table in nbs/index.ipynb lacks {missing}"
@@ -46,5 +68,9 @@ def test_index_links_every_notebook():
 
 def test_readme_links_lead_somewhere():
     targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    broken = [target for target in targets if not re.match(r"https?:|#", target) and not (ROOT / target).exists()]
+    broken = [
+        target
+        for target in targets
+        if not re.match(r"https?:|#", target) and not (ROOT / target).exists()
+    ]
     assert not broken

@@ -1,4 +1,5 @@
-"A run that is killed goes on from its last checkpoint and ends as if nothing had happened."
+"""A run that is killed goes on from its last checkpoint and ends as if nothing had happened."""
+
 import json
 import os
 import signal
@@ -11,31 +12,68 @@ import pytest
 import torch
 import yaml
 
+from promptswitch_nb.clip import TINY_CONFIG
+from promptswitch_nb.clip import tiny_clip
 from promptswitch_nb.datasets import write_example
-from promptswitch_nb.clip import TINY_CONFIG, tiny_clip
-from promptswitch_nb.model import VideoCLIP, load_model
-from promptswitch_nb.train import TrainConfig, read_log, train
+from promptswitch_nb.model import VideoCLIP
+from promptswitch_nb.model import load_model
+from promptswitch_nb.train import TrainConfig
+from promptswitch_nb.train import read_log
+from promptswitch_nb.train import train
 
 STEPS = 24
 
 
 @pytest.fixture
 def settings(tmp_path) -> dict:
-    "Return the settings of a run of a few seconds in which everything random takes part: frames, crops, k of F, the order of pairs."
+    """Return the settings of a run of a few seconds in which everything random takes part: frames, crops, k of F, the order of pairs."""
     write_example("folder", tmp_path / "data")
-    small = TINY_CONFIG | dict(vision_cfg=dict(image_size=16, patch_size=8, layers=2, width=32, head_width=16), text_cfg=dict(context_length=12, width=32, heads=2, layers=2))
-    VideoCLIP(tiny_clip("the a red green blue square moves left right".split(), config=small)).save(tmp_path / "clip")
-    return dict(preset="official", clip="tiny", pretrained=str(tmp_path / "clip"), dataset="folder", data_root=str(tmp_path / "data"), n_frames=2, test_frames=2, frames_per_chunk=2, k=1,
-                batch_size=4, steps=STEPS, select_on="val", eval_every=10, checkpoint_every=1, log_every=1, ema=0.9, workers=0, lr_clip=1e-3, lr_new=1e-3, threads=1, device="cpu")
+    small = TINY_CONFIG | dict(
+        vision_cfg=dict(image_size=16, patch_size=8, layers=2, width=32, head_width=16),
+        text_cfg=dict(context_length=12, width=32, heads=2, layers=2),
+    )
+    VideoCLIP(
+        tiny_clip(
+            ["the", "a", "red", "green", "blue", "square", "moves", "left", "right"], config=small
+        )
+    ).save(tmp_path / "clip")
+    return dict(
+        preset="official",
+        clip="tiny",
+        pretrained=str(tmp_path / "clip"),
+        dataset="folder",
+        data_root=str(tmp_path / "data"),
+        n_frames=2,
+        test_frames=2,
+        frames_per_chunk=2,
+        k=1,
+        batch_size=4,
+        steps=STEPS,
+        select_on="val",
+        eval_every=10,
+        checkpoint_every=1,
+        log_every=1,
+        ema=0.9,
+        workers=0,
+        lr_clip=1e-3,
+        lr_new=1e-3,
+        threads=1,
+        device="cpu",
+    )
 
 
 def start(config: Path, *options: str) -> subprocess.Popen:
-    "Start a run in a process of its own, as a user would."
-    return subprocess.Popen([sys.executable, "-m", "promptswitch_nb.train", "--config", str(config), *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """Start a run in a process of its own, as a user would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "promptswitch_nb.train", "--config", str(config), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def kill_at(step: int, process: subprocess.Popen, folder: Path) -> None:
-    "Wait for the checkpoint of a step, and kill the process with SIGKILL."
+    """Wait for the checkpoint of a step, and kill the process with SIGKILL."""
     record, deadline = folder / "last" / "run.json", time.monotonic() + 60
     while not record.exists() or json.loads(record.read_text())["step"] < step:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
@@ -61,7 +99,9 @@ def test_a_killed_run_is_the_same_run(settings, tmp_path):
     for name in ("last", "best"):
         ours, theirs = weights(folder / name), weights(whole / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
-    ours, theirs = (torch.load(run / "last" / "state.pt", weights_only=True) for run in (folder, whole))
+    ours, theirs = (
+        torch.load(run / "last" / "state.pt", weights_only=True) for run in (folder, whole)
+    )
     for key in ("step", "epoch", "batches_done", "best", "history"):
         assert ours[key] == theirs[key], key
     assert all(torch.equal(ours["ema"][key], theirs["ema"][key]) for key in theirs["ema"])
