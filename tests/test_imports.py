@@ -10,7 +10,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "promptswitch_nb"
-LEAVES = ["clip", "cube", "switch", "aggregation", "captioner", "losses", "video", "metrics"]
+LEAVES = [
+    "clip",
+    "files",
+    "cube",
+    "switch",
+    "aggregation",
+    "captioner",
+    "losses",
+    "video",
+    "metrics",
+]
 DATA = {"datasets", "shapes"}
 ALLOWED = {name: set() for name in LEAVES} | {
     "model": {"clip", "cube", "switch", "aggregation", "captioner"},
