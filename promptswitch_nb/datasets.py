@@ -34,11 +34,11 @@ from torch.utils.data import Dataset
 from torch.utils.data import Sampler
 
 # %% ../nbs/06b_datasets.ipynb #ff775019
+from .frames import frame_transform
+from .frames import sample_indices
 from .video import VideoError
-from .video import frame_transform
 from .video import open_video
 from .video import read_frames
-from .video import sample_indices
 from .video import write_video
 
 # %% ../nbs/06b_datasets.ipynb #45aa91f2

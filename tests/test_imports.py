@@ -22,8 +22,9 @@ ROOMS = [
     "aggregation",
     "captioner",
     "losses",
-    "model",
+    "frames",
     "video",
+    "model",
     "datasets",
     "metrics",
     "shapes",
@@ -37,7 +38,7 @@ ROOMS = [
 ]
 # These take tensors and plain numbers, and know no model and no config.
 LEAVES = {"clip", "files", "settings", "cube", "switch", "aggregation", "captioner", "losses"}
-LEAVES |= {"video", "metrics"}
+LEAVES |= {"frames", "video", "metrics"}
 # These start something; no other room imports them.
 ENDS = {"train", "evaluate", "demo", "cli"}
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
