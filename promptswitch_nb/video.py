@@ -272,7 +272,7 @@ class Probe(NamedTuple):
 # %% ../nbs/05c_video.ipynb #aafaaf1a
 def probe_video(
     path: str | Path,  # a video file
-) -> Probe:
+) -> Probe:  # how many frames, how fast, which way up, and what speaks against decord
     """Look at all packets of a video and decode its first frame, to choose how to read it."""
     packets, frame = [], None
     with _opened(path) as (container, stream):
