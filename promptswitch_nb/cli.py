@@ -25,7 +25,7 @@ def add_check_data(parser: argparse.ArgumentParser):
 
 def run_check_data(args: argparse.Namespace) -> int:  # exit code
     """Print what a data tree has, lacks and cannot decode."""
-    report = import_module("promptswitch_nb.datasets").check_data(
+    report = import_module("promptswitch_nb.data_check").check_data(
         args.dataset, args.root, variant=args.variant, decode=not args.no_decode
     )
     print(report.table())

@@ -18,9 +18,6 @@ import matplotlib.pyplot as plt
 import torch
 from torch.utils.data import DataLoader
 
-from .datasets import BadVideos
-from .datasets import GalleryDataset
-from .datasets import collate
 from .datasets import load_pairs
 from .metrics import ranks
 from .metrics import retrieval_metrics
@@ -29,6 +26,9 @@ from .model import encode_gallery
 from .model import encode_texts
 from .model import load_model
 from .model import provenance
+from .samples import BadVideos
+from .samples import GalleryDataset
+from .samples import collate
 from .shapes import motion_pairs
 from .video import open_video
 from .video import read_frames
@@ -210,7 +210,7 @@ def evaluate(
     results = dict(
         run=run,
         metrics=metrics,
-        computed_on=encoded["queries"].said,
+        computed_on=encoded["queries"].coverage,
         bad_videos=bad.summary(),
         chosen=selection_rule(config.checkpoint),
         training=training,

@@ -52,14 +52,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 # %% ../nbs/07_train.ipynb #e478c882
+from .annotations import DataError
+from .annotations import Pair
+from .batches import EpochBatches
 from .datasets import FORMATS
-from .datasets import BadVideos
-from .datasets import DataError
-from .datasets import EpochBatches
-from .datasets import GalleryDataset
-from .datasets import Pair
-from .datasets import VideoTextDataset
-from .datasets import collate
 from .datasets import load_pairs
 from .losses import FREQUENT_WORDS
 from .losses import caption
@@ -78,6 +74,10 @@ from .model import load_model
 from .model import load_towers
 from .model import provenance
 from .model import tokenizer_from_json
+from .samples import BadVideos
+from .samples import GalleryDataset
+from .samples import VideoTextDataset
+from .samples import collate
 from .shapes import SHAPE_WORDS
 from .shapes import make_shapes
 

@@ -24,8 +24,12 @@ ROOMS = [
     "losses",
     "frames",
     "video",
+    "annotations",
+    "samples",
+    "batches",
     "model",
     "datasets",
+    "data_check",
     "metrics",
     "shapes",
     "config",
@@ -38,7 +42,7 @@ ROOMS = [
 ]
 # These take tensors and plain numbers, and know no model and no config.
 LEAVES = {"clip", "files", "settings", "cube", "switch", "aggregation", "captioner", "losses"}
-LEAVES |= {"frames", "video", "metrics"}
+LEAVES |= {"frames", "video", "annotations", "samples", "batches", "metrics"}
 # These start something; no other room imports them.
 ENDS = {"train", "evaluate", "demo", "cli"}
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
