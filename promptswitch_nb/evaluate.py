@@ -19,13 +19,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from .datasets import load_pairs
+from .gallery import encode_gallery
+from .gallery import encode_texts
 from .metrics import ranks
 from .metrics import retrieval_metrics
 from .model import VideoCLIP
-from .model import encode_gallery
-from .model import encode_texts
 from .model import load_model
-from .model import provenance
+from .runs import provenance
 from .samples import BadVideos
 from .samples import GalleryDataset
 from .samples import collate

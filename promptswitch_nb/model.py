@@ -4,27 +4,24 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PRESETS', 'register_model', 'get_model_class', 'unit', 'VideoCLIPConfig', 'VideoCLIP', 'PromptSwitchConfig',
-           'PromptSwitch', 'load_model', 'load_towers', 'encode_gallery', 'encode_texts', 'provenance']
+           'PromptSwitch', 'load_model', 'load_towers']
 
 # %% ../nbs/06_model.ipynb #bfff4ac1
 import difflib
 import json
-import os
-import platform
-import shutil
-import subprocess
+from collections.abc import Callable
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import fields
 from dataclasses import replace
 from pathlib import Path
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from safetensors.torch import load_file
 from safetensors.torch import save_file
+from torch import Tensor
 from torch import nn
 
 from .aggregation import PromptAggregation
@@ -33,15 +30,18 @@ from .aggregation import sample_frames
 from .captioner import CaptioningHead
 from .captioner import beam
 from .captioner import greedy
+from .clip import ClipTokenizer
 from .clip import CLIPTowers
-from .clip import from_huggingface
+from .clip import WordTokenizer
 from .clip import load_clip
 from .clip import load_state
 from .clip import tiny_clip
-from .clip import token_lengths
 from .clip import tokenizer_from_json
 from .cube import PromptCube
 from .cube import detach
+from .files import atomic_folder
+from .files import write_json
+from .released import read_released
 from .switch import SwitchHook
 
 # %% ../nbs/06_model.ipynb #c8882e8c
@@ -50,21 +50,22 @@ MODELS: dict[str, type] = {}  # name → class
 
 def register_model(
     name: str,  # the name in configs and in saved models
-):
+) -> Callable[[type], type]:  # a decorator of classes
     """Register a model class under a name."""
 
     def add(cls):
         if name in MODELS and MODELS[name].__qualname__ != cls.__qualname__:
             raise ValueError(f"the model name {name!r} is taken by {MODELS[name].__name__}")
-        MODELS[name], cls.name = cls, name
+        MODELS[name] = cls
+        cls.name = name
         return cls
 
     return add
 
 
 def get_model_class(
-    name: str,
-) -> type:
+    name: str,  # as it was registered
+) -> type:  # a subclass of VideoCLIP
     """Look up a model class by name."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; known are {', '.join(sorted(MODELS))}")
@@ -72,12 +73,11 @@ def get_model_class(
 
 # %% ../nbs/06_model.ipynb #c62cb38b
 def unit(
-    vectors: torch.Tensor,  # (...,E)
-) -> torch.Tensor:  # (...,E) of length 1; in float32 where autocast gave half precision
+    vectors: Tensor,  # (...,E)
+) -> Tensor:  # (...,E) of length 1; in float32 where autocast gave half precision
     """Scale vectors to unit length."""
-    return F.normalize(
-        vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors, dim=-1
-    )
+    is_half = vectors.dtype in (torch.float16, torch.bfloat16)
+    return F.normalize(vectors.float() if is_half else vectors, dim=-1)
 
 # %% ../nbs/06_model.ipynb #4b1b1ed9
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class VideoCLIPConfig:
 
 @register_model("clip_mean")
 class VideoCLIP(nn.Module):
-    """Encode a video as the mean of its frames\' CLIP vectors (Table 1, "baseline CLIP"), and a text as CLIP does."""
+    """Encode a video as the mean of its frames' CLIP vectors (Table 1), and a text as CLIP does."""
 
     Config = VideoCLIPConfig
     PRESETS = dict(paper=VideoCLIPConfig(), official=VideoCLIPConfig())
@@ -95,65 +95,78 @@ class VideoCLIP(nn.Module):
 
     def __init__(
         self,
-        clip: CLIPTowers,
+        clip: CLIPTowers,  # the two towers
         config: VideoCLIPConfig | None = None,  # None: the preset "paper"
     ):
         super().__init__()
-        self.clip, self.config, self.captioner = clip, config or self.PRESETS["paper"], None
+        self.clip = clip
+        self.config = config or self.PRESETS["paper"]
+        self.captioner = None
 
-    def frame_vectors(self, frames: torch.Tensor) -> torch.Tensor:  # (B,F,3,H,W) → (B,F,D)
+    def frame_vectors(
+        self,
+        frames: Tensor,  # (B,F,3,H,W)
+    ) -> Tensor:  # (B,F,D)
+        """Take each frame's [CLS] through the last LayerNorm."""
         return self.clip.final_norm(self.clip.video_tokens(frames)[:, :, 0])
 
     def to_joint(
-        self, vectors: torch.Tensor
-    ) -> torch.Tensor:  # (B,F,D) → (B,F,E): what is averaged
+        self,
+        vectors: Tensor,  # (B,F,D)
+    ) -> Tensor:  # (B,F,E): what is averaged
+        """Map frame vectors into the joint space."""
         return unit(self.clip.project(vectors))
-
-    def encode_frames(
-        self,
-        frames: torch.Tensor,  # (B,F,3,H,W) CLIP-normalised pixels, F = C·P in chunk order
-    ) -> torch.Tensor:  # (B,F,E), unit norm
-        """Encode each frame, knowing of the others if the model lets frames talk."""
-        return unit(self.to_joint(self.frame_vectors(frames)))
-
-    def encode_video(
-        self,
-        frames: torch.Tensor,  # (B,F,3,H,W)
-    ) -> torch.Tensor:  # (B,E), unit norm
-        """Encode each video as one vector (Eq. 3), to be computed once and kept."""
-        return unit(mean_pool(self.to_joint(self.frame_vectors(frames)), normalize_frames=False))
-
-    def encode_text(
-        self,
-        texts: str | list[str] | torch.Tensor,  # texts, or token ids (B,W)
-    ) -> torch.Tensor:  # (B,E), unit norm
-        """Encode texts."""
-        ids = (
-            texts.to(self.clip.device)
-            if isinstance(texts, torch.Tensor)
-            else self.clip.tokenize(texts)
-        )
-        return unit(self.clip.encode_text(ids))
 
     def forward(
         self,
-        frames: torch.Tensor,  # (B,F,3,H,W)
-        ids: torch.Tensor,  # (B,W) token ids of one caption a video
-    ) -> dict[
-        str, torch.Tensor
-    ]:  # "text" (B,E) and "video" (B,E) of unit norm, "logit_scale" = 1/τ
+        frames: Tensor,  # (B,F,3,H,W)
+        ids: Tensor,  # (B,W) token ids of one caption a video
+    ) -> dict[str, Tensor]:  # "text" and "video" (B,E) of unit norm, "logit_scale" = 1/τ
         """Run the training pass."""
-        return dict(
-            text=self.encode_text(ids),
-            video=self.encode_video(frames),
-            logit_scale=self.clip.model.logit_scale.exp(),
-        )
+        scale = self.clip.model.logit_scale.exp()
+        return dict(text=self.encode_text(ids), video=self.encode_video(frames), logit_scale=scale)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """List the trainable parameters by component."""
         return dict(clip=list(self.clip.parameters()))
 
+# %% ../nbs/06_model.ipynb #aa9f9056
+@patch
+def encode_frames(
+    self: VideoCLIP,
+    frames: Tensor,  # (B,F,3,H,W) CLIP-normalised pixels, F = C·P in chunk order
+) -> Tensor:  # (B,F,E), unit norm
+    """Encode each frame, knowing of the others if the model lets frames talk."""
+    return unit(self.to_joint(self.frame_vectors(frames)))
+
+
+@patch
+def encode_video(
+    self: VideoCLIP,
+    frames: Tensor,  # (B,F,3,H,W)
+) -> Tensor:  # (B,E), unit norm
+    """Encode each video as one vector (Eq. 3), to be computed once and kept."""
+    return unit(mean_pool(self.to_joint(self.frame_vectors(frames)), normalize_frames=False))
+
+
+@patch
+def encode_text(
+    self: VideoCLIP,
+    texts: str | list[str] | Tensor,  # texts, or token ids (B,W)
+) -> Tensor:  # (B,E), unit norm
+    """Encode texts."""
+    ids = texts if isinstance(texts, Tensor) else self.clip.tokenize(texts)
+    return unit(self.clip.encode_text(ids.to(self.clip.device)))
+
 # %% ../nbs/06_model.ipynb #a9c60a0e
+_CHOICES = dict(
+    residual=("switched", "kept"),
+    aggregate_over=("video", "chunk"),
+    frame_norm=("before_projection", "after_projection"),
+    captioner_reads=("width", "joint"),
+)
+
+
 @dataclass(frozen=True)
 class PromptSwitchConfig:
     """Options of Prompt Switch; the defaults are the paper's."""
@@ -169,25 +182,20 @@ class PromptSwitchConfig:
     captioner_layers: int = 3  # M, decoder layers of the captioning head; 0: no head
 
     def __post_init__(self):
-        choices = dict(
-            residual=("switched", "kept"),
-            aggregate_over=("video", "chunk"),
-            frame_norm=("before_projection", "after_projection"),
-            captioner_reads=("width", "joint"),
-        )
-        for name, allowed in choices.items():
+        P = self.frames_per_chunk
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if self.frames_per_chunk < 1:
-            raise ValueError(f"frames_per_chunk must be at least 1, got {self.frames_per_chunk}")
-        if not 0 <= self.k <= self.frames_per_chunk:
+        if P < 1:
+            raise ValueError(f"frames_per_chunk must be at least 1, got {P}")
+        if not 0 <= self.k <= P:
             raise ValueError(
-                f"k must be between 0 (all frames) and frames_per_chunk = {self.frames_per_chunk}, got {self.k}"
+                f"k must be between 0 (all frames) and frames_per_chunk = {P}, got {self.k}"
             )
         if self.captioner_layers < 0:
             raise ValueError(f"captioner_layers must not be negative, got {self.captioner_layers}")
 
-
+# %% ../nbs/06_model.ipynb #9a088a84
 PRESETS = dict(
     paper=PromptSwitchConfig(),
     official=PromptSwitchConfig(
@@ -204,23 +212,23 @@ PRESETS = dict(
 # %% ../nbs/06_model.ipynb #aeb529ca
 @register_model("prompt_switch")
 class PromptSwitch(VideoCLIP):
-    """Encode a video with a prompt cube that is switched between frames; caption it in training (section 3)."""
+    """Encode a video with a prompt cube that is switched between frames (section 3)."""
 
-    Config, PRESETS = PromptSwitchConfig, PRESETS
+    Config = PromptSwitchConfig
+    PRESETS = PRESETS
 
     def __init__(
         self,
-        clip: CLIPTowers,
+        clip: CLIPTowers,  # the two towers
         config: PromptSwitchConfig | None = None,  # None: the preset "paper"
     ):
         super().__init__(clip, config)
-        c, D = self.config, clip.width
-        cube = PromptCube(
-            c.frames_per_chunk, D, std=c.cube_std * (D**-0.5 if c.cube_std_by_width else 1)
-        )
+        c, D, P = self.config, clip.width, self.config.frames_per_chunk
+        self.frames_per_chunk = P
+        cube = PromptCube(P, D, std=c.cube_std * (D**-0.5 if c.cube_std_by_width else 1))
         self.hook = SwitchHook(cube, residual=c.residual)
         self.aggregation = PromptAggregation(
-            D, clip.heads, frames_per_chunk=c.frames_per_chunk, over=c.aggregate_over
+            D, clip.heads, frames_per_chunk=P, over=c.aggregate_over
         )
         if c.captioner_layers:
             self.captioner = CaptioningHead(
@@ -232,69 +240,79 @@ class PromptSwitch(VideoCLIP):
                 token_embedding=clip.model.token_embedding.weight.detach(),
             )
 
-    @property
-    def frames_per_chunk(self) -> int:
-        return self.config.frames_per_chunk  # P
-
-    def frame_vectors(self, frames: torch.Tensor) -> torch.Tensor:  # (B,F,3,H,W) → p̄ (B,F,D), Eq. 2
+    def frame_vectors(
+        self,
+        frames: Tensor,  # (B,F,3,H,W)
+    ) -> Tensor:  # p̄ (B,F,D), Eq. 2
+        """Switch the cube between the frames, let each [CLS] read it, apply the last LayerNorm."""
         tokens, prompts = detach(self.clip.video_tokens(frames, self.hook), self.frames_per_chunk)
         return self.clip.final_norm(self.aggregation(tokens[:, :, 0], prompts))
 
     def to_joint(
-        self, vectors: torch.Tensor
-    ) -> torch.Tensor:  # (B,F,D) → (B,F,E): what is averaged
+        self,
+        vectors: Tensor,  # (B,F,D)
+    ) -> Tensor:  # (B,F,E): what is averaged
+        """Map frame vectors into the joint space, scaled to unit norm before or after (D7)."""
         if self.config.frame_norm == "after_projection":
             return super().to_joint(vectors)
         return self.clip.project(unit(vectors))
 
-    def forward(
-        self,
-        frames: torch.Tensor,  # (B,F,3,H,W)
-        ids: torch.Tensor,  # (B,W) token ids of one caption a video
-    ) -> dict[
-        str, torch.Tensor
-    ]:  # "text", "video" (B,E), "logit_scale" = 1/τ, "caption_logits" (B,W-1,V) unless the head was dropped
-        """Run the training pass: k of F frames enter the mean, all of them the captioning head."""
-        vectors = self.frame_vectors(frames)
-        joint = self.to_joint(vectors)
-        kept = sample_frames(joint, self.config.k) if self.config.k else joint
-        video = unit(mean_pool(kept, normalize_frames=False))
-        out = dict(
-            text=self.encode_text(ids), video=video, logit_scale=self.clip.model.logit_scale.exp()
-        )
-        if self.captioner is not None:
-            out["caption_logits"] = self.captioner(
-                self.embed_words(ids[:, :-1]), self.memory(vectors)
-            )
-        return out
-
     def memory(
-        self, vectors: torch.Tensor
-    ) -> torch.Tensor:  # (B,F,D) → what the captioning head reads, D8
+        self,
+        vectors: Tensor,  # (B,F,D)
+    ) -> Tensor:  # (B,F,D) or (B,F,E)
+        """Give what the captioning head reads of a video (D8)."""
         return vectors if self.config.captioner_reads == "width" else self.clip.project(vectors)
 
-    @torch.no_grad()
-    def embed_words(
-        self, ids: torch.Tensor
-    ) -> torch.Tensor:  # (B,W') → (B,W',text width), without gradient (D9)
-        return self.clip.embed_text(ids)
+# %% ../nbs/06_model.ipynb #a99dc68d
+@patch
+def forward(
+    self: PromptSwitch,
+    frames: Tensor,  # (B,F,3,H,W)
+    ids: Tensor,  # (B,W) token ids of one caption a video
+) -> dict[str, Tensor]:  # VideoCLIP's, and "caption_logits" (B,W-1,V) while there is a head
+    """Run the training pass: k of F frames enter the mean, all of them the captioning head."""
+    vectors = self.frame_vectors(frames)
+    joint = self.to_joint(vectors)
+    kept = sample_frames(joint, self.config.k) if self.config.k else joint
+    out = dict(
+        text=self.encode_text(ids),
+        video=unit(mean_pool(kept, normalize_frames=False)),
+        logit_scale=self.clip.model.logit_scale.exp(),
+    )
+    if self.captioner is not None:
+        words = self.embed_words(ids[:, :-1])
+        out["caption_logits"] = self.captioner(words, self.memory(vectors))
+    return out
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """List the trainable parameters by component: clip, cube, aggregation, captioner."""
-        parts = dict(
-            clip=self.clip,
-            cube=self.hook.cube,
-            aggregation=self.aggregation,
-            captioner=self.captioner,
-        )
-        return {name: list(part.parameters()) for name, part in parts.items() if part is not None}
+
+@patch
+@torch.no_grad()
+def embed_words(
+    self: PromptSwitch,
+    ids: Tensor,  # (B,W')
+) -> Tensor:  # (B,W',text width)
+    """Embed the words that the captioning head reads, without gradient (D9)."""
+    return self.clip.embed_text(ids)
+
+# %% ../nbs/06_model.ipynb #7b1d80d6
+@patch
+def parameter_groups(self: PromptSwitch) -> dict[str, list[nn.Parameter]]:
+    """List the trainable parameters by component: clip, cube, aggregation, captioner."""
+    parts = dict(
+        clip=self.clip,
+        cube=self.hook.cube,
+        aggregation=self.aggregation,
+        captioner=self.captioner,
+    )
+    return {name: list(part.parameters()) for name, part in parts.items() if part is not None}
 
 # %% ../nbs/06_model.ipynb #811701fd
 @patch
 @torch.no_grad()
 def caption(
     self: PromptSwitch,
-    frames: torch.Tensor,  # (B,F,3,H,W)
+    frames: Tensor,  # (B,F,3,H,W)
     *,
     beams: int = 1,  # 1: greedy; more: beam search
     max_len: int = 30,  # longest caption in tokens
@@ -306,25 +324,23 @@ def caption(
         raise ValueError(
             "this model was built without a tokenizer, so captions cannot be written as words"
         )
-    memory, ends = (
-        self.memory(self.frame_vectors(frames)),
-        dict(start=self.clip.end - 1, end=self.clip.end),
+    memory = self.memory(self.frame_vectors(frames))
+    limits = dict(
+        start=self.clip.end - 1,
+        end=self.clip.end,
+        max_len=min(max_len, self.clip.context_length - 1),
     )
-    max_len = min(max_len, self.clip.context_length - 1)
-    decode = greedy if beams == 1 else beam
-    rows = decode(
-        self.captioner,
-        self.embed_words,
-        memory,
-        max_len=max_len,
-        **ends,
-        **({} if beams == 1 else dict(beams=beams)),
-    )
+    if beams == 1:
+        rows = greedy(self.captioner, self.embed_words, memory, **limits)
+    else:
+        rows = beam(self.captioner, self.embed_words, memory, beams=beams, **limits)
     return [self.clip.tokenizer.decode(row) for row in rows]
 
 
 @patch
-def drop_captioner(self: VideoCLIP) -> VideoCLIP:  # the model itself
+def drop_captioner(
+    self: VideoCLIP,
+) -> VideoCLIP:  # the model itself
     """Remove the captioning head, as for inference (section 3.2)."""
     self.captioner = None
     return self
@@ -334,46 +350,35 @@ def drop_captioner(self: VideoCLIP) -> VideoCLIP:  # the model itself
 def save(
     self: VideoCLIP,
     folder: str | Path,  # is created, or replaced
-) -> Path:
+) -> Path:  # the folder
     """Write the model as config.json and model.safetensors."""
-    folder = Path(folder)
-    aside = folder.with_name(folder.name + ".writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    tokenizer = self.clip.tokenizer.to_json() if self.clip.tokenizer else None
-    described = dict(
+    description = dict(
         format="promptswitch_nb model 1",
         model=self.name,
         clip=self.clip.config,
-        tokenizer=tokenizer,
+        tokenizer=self.clip.tokenizer.to_json() if self.clip.tokenizer else None,
         options=asdict(self.config),
         captioner=self.captioner is not None,
     )
-    save_file(
-        {k: v.contiguous() for k, v in self.state_dict().items()}, aside / "model.safetensors"
-    )
-    (aside / "config.json").write_text(json.dumps(described, indent=1))
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return folder
+    weights = {name: weight.contiguous() for name, weight in self.state_dict().items()}
+    with atomic_folder(folder) as part:
+        save_file(weights, part / "model.safetensors")
+        write_json(part / "config.json", description)
+    return Path(folder)
 
-
-def _described(folder: Path) -> dict:
+# %% ../nbs/06_model.ipynb #68025e79
+def _read_description(folder: Path) -> dict:
     """Read and check a saved model's config.json."""
     file = folder / "config.json"
     if not file.exists():
         raise ValueError(f"{folder} holds no config.json; expected a folder written by save()")
     try:
-        described = json.loads(file.read_text())
+        description = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); save the model again") from None
-    if not str(described.get("format", "")).startswith("promptswitch_nb model 1"):
+    if not str(description.get("format", "")).startswith("promptswitch_nb model 1"):
         raise ValueError(f"{file} was not written by save() of this package")
-    return described
+    return description
 
 
 def load_model(
@@ -383,18 +388,17 @@ def load_model(
 ) -> VideoCLIP:  # of the class that was saved
     """Load a saved model, whichever registered class it is."""
     folder = Path(folder).expanduser()
-    described = _described(folder)
-    cls = get_model_class(described["model"])
-    model = cls(
-        CLIPTowers(described["clip"], tokenizer=tokenizer_from_json(described["tokenizer"])),
-        cls.Config(**described["options"]),
-    )
+    description = _read_description(folder)
+    cls = get_model_class(description["model"])
+    tokenizer = tokenizer_from_json(description["tokenizer"])
+    towers = CLIPTowers(description["clip"], tokenizer=tokenizer)
+    model = cls(towers, cls.Config(**description["options"]))
     file = folder / "model.safetensors"
     try:
         state = load_file(file)
     except Exception as error:
         raise ValueError(f"{file} is missing or damaged: {error}") from None
-    if not described["captioner"]:
+    if not description["captioner"]:
         model.drop_captioner()
     load_state(model, state, str(file))
     return model if captioner else model.drop_captioner()
@@ -406,33 +410,49 @@ def load(
     folder: str | Path,  # what save() wrote
     *,
     captioner: bool = True,  # False: leave the captioning head out, as for retrieval
-) -> VideoCLIP:
+) -> VideoCLIP:  # an instance of this class
     """Load a saved model of this class."""
     model = load_model(folder, captioner=captioner)
     if not isinstance(model, cls):
         raise ValueError(
-            f"{folder} holds a {type(model).__name__}, not a {cls.__name__}; use load_model for any class"
+            f"{folder} holds a {type(model).__name__}, not a {cls.__name__}; "
+            "use load_model for any class"
         )
     return model
 
-
+# %% ../nbs/06_model.ipynb #b23a4318
 def load_towers(
     name: str | None,  # architecture, as in load_clip
     pretrained: str | Path | None,  # as in load_clip, or a folder written by save()
     *,
     words: list[str] | None = None,  # vocabulary of a tiny CLIP without weights; None: CLIP's own
-) -> CLIPTowers:
+) -> CLIPTowers:  # with the tokenizer that belongs to them
     """Load CLIP's towers, from all that load_clip reads and from a saved model."""
     if name == "tiny" and not pretrained:
         return tiny_clip(words)
-    folder = Path(pretrained).expanduser() if pretrained else None
-    if (
-        folder is None
-        or not (folder / "config.json").exists()
-        or '"promptswitch_nb model' not in (folder / "config.json").read_text()
-    ):
-        return load_clip(name, pretrained=pretrained)
-    return load_model(folder, captioner=False).clip
+    if pretrained:
+        file = Path(pretrained).expanduser() / "config.json"
+        if file.exists() and '"promptswitch_nb model' in file.read_text():
+            return load_model(file.parent, captioner=False).clip
+    return load_clip(name, pretrained=pretrained)
+
+
+@patch(cls_method=True)
+def config_of(
+    cls: VideoCLIP,
+    preset: str = "paper",  # "paper" or "official"
+    **options,  # options of the preset to change
+) -> VideoCLIPConfig | PromptSwitchConfig:  # what the class's `Config` is
+    """Take a preset and change some of its options; refuse what the model does not know."""
+    if preset not in cls.PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; known are {sorted(cls.PRESETS)}")
+    known = [field.name for field in fields(cls.Config)]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}" if close else ""
+            raise ValueError(f"{cls.__name__} has no option {name!r}{hint}; it knows {known}")
+    return replace(cls.PRESETS[preset], **options)
 
 
 @patch(cls_method=True)
@@ -440,166 +460,14 @@ def from_open_clip(
     cls: VideoCLIP,
     name: str | None = "ViT-B-32-quickgelu",  # a name in open_clip's list
     *,
-    pretrained: str
-    | Path
-    | None = None,  # None: random; a path; or a tag of open_clip, which is downloaded
+    pretrained: str | Path | None = None,  # None: random; a path; or a tag that is downloaded
     preset: str = "paper",  # "paper" or "official"
     **options,  # options of the preset to change, such as frames_per_chunk=8
-) -> VideoCLIP:
+) -> VideoCLIP:  # an instance of this class
     """Build a model around a pretrained CLIP."""
     return cls(load_towers(name, pretrained), cls.config_of(preset, **options))
 
-
-@patch(cls_method=True)
-def config_of(
-    cls: VideoCLIP,
-    preset: str = "paper",  # "paper" or "official"
-    **options,
-):
-    """Take a preset and change some of its options; refuse what the model does not know."""
-    if preset not in cls.PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; known are {sorted(cls.PRESETS)}")
-    known = [f.name for f in fields(cls.Config)]
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(
-                f"{cls.__name__} has no option {name!r}{f'; did you mean {close[0]!r}' if close else ''}; it knows {known}"
-            )
-    return replace(cls.PRESETS[preset], **options)
-
-# %% ../nbs/06_model.ipynb #8eea9b82
-@torch.inference_mode()
-def encode_gallery(
-    model: VideoCLIP,
-    batches,  # dicts with frames (B,F,3,H,W) or None, index (B,) and bad (list)
-    *,
-    autocast: torch.dtype | None = None,  # bfloat16 or float16 on a GPU; None: as the weights are
-) -> tuple[
-    torch.Tensor, list[int], list
-]:  # (N,E) unit norm on the CPU, float32; the index of each row; the failures
-    """Encode a gallery of videos, batch by batch."""
-    rows, index, bad, device = [], [], [], model.clip.device
-    for batch in batches:
-        bad += batch["bad"]
-        if batch["frames"] is None:
-            continue
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            rows.append(
-                model.encode_video(batch["frames"].to(device, non_blocking=True)).float().cpu()
-            )
-        index += batch["index"].tolist()
-    return torch.cat(rows) if rows else torch.zeros(0, model.clip.embed_dim), index, bad
-
-
-@torch.inference_mode()
-def encode_texts(
-    model: VideoCLIP,
-    texts: list[str],  # Q texts
-    *,
-    batch_size: int = 256,  # texts at a time
-) -> torch.Tensor:  # (Q,E) unit norm on the CPU, float32
-    """Encode many texts, those of like length together so that little padding is computed."""
-    ids = model.clip.tokenizer(texts)
-    order = token_lengths(ids, model.clip.end).argsort()
-    out = torch.zeros(len(ids), model.clip.embed_dim)
-    for part in order.split(batch_size):
-        out[part] = model.encode_text(ids[part]).float().cpu()
-    return out
-
-# %% ../nbs/06_model.ipynb #9971e669
-def provenance(
-    device: str | torch.device,  # where it was computed
-) -> dict[str, str]:
-    """Name the commit, the device and the library versions behind a number."""
-    name = (
-        torch.cuda.get_device_name()
-        if torch.device(device).type == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    )
-    try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent if "__file__" in globals() else None,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "not in a git checkout"
-    return dict(
-        commit=commit, device=name, torch=torch.__version__, open_clip=open_clip.__version__
-    )
-
 # %% ../nbs/06_model.ipynb #fd39ce55
-def _official_config(state: dict[str, torch.Tensor], vision_heads: int, text_heads: int) -> dict:
-    """Read open_clip's configuration off the weights of a checkpoint."""
-
-    def shape(name):
-        return state[name].shape
-
-    def layers(tower):
-        return 1 + max(
-            int(k.split(".")[4]) for k in state if k.startswith(f"clip.{tower}.encoder.layers.")
-        )
-
-    vocab, text_width = shape("clip.text_model.embeddings.token_embedding.weight")
-    width, _, patch_size, _ = shape("clip.vision_model.embeddings.patch_embedding.weight")
-    side = round((shape("clip.vision_model.embeddings.position_embedding.weight")[0] - 1) ** 0.5)
-    if width % vision_heads or text_width % text_heads:
-        raise ValueError(
-            f"widths {width} and {text_width} cannot be divided by vision_heads={vision_heads} and text_heads={text_heads}"
-        )
-
-    def mlp(tower, size):
-        return shape(f"clip.{tower}.encoder.layers.0.mlp.fc1.weight")[0] / size
-
-    return dict(
-        embed_dim=shape("clip.visual_projection.weight")[0],
-        vision_cfg=dict(
-            image_size=side * patch_size,
-            patch_size=patch_size,
-            layers=layers("vision_model"),
-            width=width,
-            head_width=width // vision_heads,
-            mlp_ratio=mlp("vision_model", width),
-        ),
-        text_cfg=dict(
-            context_length=shape("clip.text_model.embeddings.position_embedding.weight")[0],
-            vocab_size=vocab,
-            width=text_width,
-            heads=text_heads,
-            layers=layers("text_model"),
-            mlp_ratio=mlp("text_model", text_width),
-        ),
-        quick_gelu=True,
-    )
-
-
-_OFFICIAL_PARTS = {
-    "caption_prenorm.": "captioner.prenorm.",
-    "caption_transformer.": "captioner.decoder.",
-    "caption_head.": "captioner.output.",
-    "clip.vision_model.attn.": "aggregation.attention.",
-}
-
-
-def _from_official(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename a checkpoint's weights."""
-    out, clip = {}, {}
-    for key, value in state.items():
-        part = next((p for p in _OFFICIAL_PARTS if key.startswith(p)), None)
-        if key == "clip.vision_model.encoder.prompt_embedding":
-            out["hook.cube.cube"] = value
-        elif part:
-            out[_OFFICIAL_PARTS[part] + key.removeprefix(part)] = value
-        elif key.startswith("clip."):
-            clip[key.removeprefix("clip.")] = value
-        else:
-            raise ValueError(f"{key!r} is not a weight of the released Prompt Switch")
-    return out | {f"clip.model.{k}": v for k, v in from_huggingface(clip).items()}
-
-
 @patch(cls_method=True)
 def load_official(
     cls: PromptSwitch,
@@ -607,32 +475,18 @@ def load_official(
     *,
     vision_heads: int = 12,  # attention heads of the image tower
     text_heads: int = 8,  # attention heads of the text tower and of the captioning head
-    tokenizer=None,  # None: CLIP's own if the vocabulary is CLIP's
+    tokenizer: ClipTokenizer | WordTokenizer | None = None,  # None: CLIP's if its vocabulary fits
 ) -> PromptSwitch:  # with the preset "official"
     """Load a checkpoint of the authors' code."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except Exception as error:
-        raise ValueError(
-            f"{path} is not a checkpoint of the released code ({str(error).splitlines()[0]})"
-        ) from None
-    try:
-        towers_config = _official_config(state, vision_heads, text_heads)
-        chunk = state["clip.vision_model.encoder.prompt_embedding"].shape[0]
-    except KeyError as error:
-        raise ValueError(
-            f"{path} lacks the weight {error}; is it a checkpoint of Prompt Switch?"
-        ) from None
-    if tokenizer is None and towers_config["text_cfg"]["vocab_size"] == 49408:
-        tokenizer = tokenizer_from_json(
-            dict(kind="clip", context_length=towers_config["text_cfg"]["context_length"])
-        )
-    layers = len({k.split(".")[2] for k in state if k.startswith("caption_transformer.layers.")})
-    model = cls(
-        CLIPTowers(towers_config, tokenizer=tokenizer),
-        cls.config_of("official", frames_per_chunk=chunk, captioner_layers=layers),
+    released = read_released(path, vision_heads=vision_heads, text_heads=text_heads)
+    text = released.clip_config["text_cfg"]
+    if tokenizer is None and text["vocab_size"] == 49408:
+        tokenizer = ClipTokenizer(text["context_length"])
+    config = cls.config_of(
+        "official",
+        frames_per_chunk=released.frames_per_chunk,
+        captioner_layers=released.captioner_layers,
     )
-    load_state(model, _from_official(state), str(path))
+    model = cls(CLIPTowers(released.clip_config, tokenizer=tokenizer), config)
+    load_state(model, released.state, str(path))
     return model

@@ -57,6 +57,8 @@ from .annotations import Pair
 from .batches import EpochBatches
 from .datasets import FORMATS
 from .datasets import load_pairs
+from .gallery import encode_gallery
+from .gallery import encode_texts
 from .losses import FREQUENT_WORDS
 from .losses import caption
 from .losses import contrastive
@@ -67,12 +69,10 @@ from .losses import total
 from .metrics import retrieval_metrics
 from .model import CLIPTowers
 from .model import VideoCLIP
-from .model import encode_gallery
-from .model import encode_texts
 from .model import get_model_class
 from .model import load_model
 from .model import load_towers
-from .model import provenance
+from .runs import provenance
 from .model import tokenizer_from_json
 from .samples import BadVideos
 from .samples import GalleryDataset

@@ -27,10 +27,13 @@ ROOMS = [
     "annotations",
     "samples",
     "batches",
+    "released",
     "model",
+    "gallery",
     "datasets",
     "data_check",
     "metrics",
+    "motions",
     "shapes",
     "config",
     "distributed",
@@ -42,7 +45,8 @@ ROOMS = [
 ]
 # These take tensors and plain numbers, and know no model and no config.
 LEAVES = {"clip", "files", "settings", "cube", "switch", "aggregation", "captioner", "losses"}
-LEAVES |= {"frames", "video", "annotations", "samples", "batches", "metrics"}
+LEAVES |= {"frames", "video", "annotations", "samples", "batches", "released"}
+LEAVES |= {"metrics", "motions"}
 # These start something; no other room imports them.
 ENDS = {"train", "evaluate", "demo", "cli"}
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
