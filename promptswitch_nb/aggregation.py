@@ -9,6 +9,7 @@ __all__ = ['PromptAggregation', 'mean_pool', 'sample_frames']
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch import Tensor
 from torch import nn
 
 # %% ../nbs/03_aggregation.ipynb #73e39ae6
@@ -21,7 +22,7 @@ class PromptAggregation(nn.Module):
         heads: int,  # attention heads; must divide D
         *,
         frames_per_chunk: int,  # P
-        over: str = "video",  # "video": all chunks' cubes (paper); "chunk": a frame's own chunk (released code), D2
+        over: str = "video",  # "video": all cubes (paper); "chunk": the frame's own (released), D2
     ):
         super().__init__()
         if over not in ("video", "chunk"):
@@ -35,38 +36,38 @@ class PromptAggregation(nn.Module):
 
     def forward(
         self,
-        cls: torch.Tensor,  # (B,F,D) final [CLS] tokens, before the last LayerNorm
-        prompts: torch.Tensor,  # (B,F,P,D) final prompt cube, a row a frame
-    ) -> torch.Tensor:  # (B,F,D) c + MHA(c, P̂, P̂), before the last LayerNorm
-        B, P = len(cls), self.frames_per_chunk if self.over == "chunk" else cls.shape[1]
+        cls: Tensor,  # (B,F,D) final [CLS] tokens, before the last LayerNorm
+        prompts: Tensor,  # (B,F,P,D) final prompt cube, a row a frame
+    ) -> Tensor:  # (B,F,D) c + MHA(c, P̂, P̂), before the last LayerNorm
+        """Add to each [CLS] what it reads in the cube."""
+        P = self.frames_per_chunk if self.over == "chunk" else cls.shape[1]
         c = rearrange(cls, "b (c p) d -> (b c) p d", p=P)
         P_hat = rearrange(prompts, "b (c p) q d -> (b c) (p q) d", p=P)
         answer = self.attention(c, P_hat, P_hat, need_weights=False)[0]
-        return cls + rearrange(answer, "(b c) p d -> b (c p) d", b=B)
+        return cls + rearrange(answer, "(b c) p d -> b (c p) d", b=len(cls))
 
 # %% ../nbs/03_aggregation.ipynb #b5cfb9e0
 def mean_pool(
-    frames: torch.Tensor,  # (B,F,E) frame vectors of any length
+    frames: Tensor,  # (B,F,E) frame vectors of any length
     *,
-    normalize_frames: bool = True,  # Eq. 3's division by the norm; False where the frames are already what shall be averaged
-) -> torch.Tensor:  # (B,E); its length tells how far the frames agree, 1 when they are all the same
+    normalize_frames: bool = True,  # Eq. 3's division by the norm; False: the vectors as they are
+) -> Tensor:  # (B,E); its length tells how far the frames agree, 1 when they are all the same
     """Average normalised frame vectors into one vector a video (Eq. 3)."""
     return (F.normalize(frames, dim=-1) if normalize_frames else frames).mean(dim=1)
 
 # %% ../nbs/03_aggregation.ipynb #1e8847b5
 def sample_frames(
-    frames: torch.Tensor,  # (B,F,E)
+    frames: Tensor,  # (B,F,E)
     k: int,  # frames to keep of each video, 1 ≤ k ≤ F
     *,
     generator: torch.Generator | None = None,  # None: PyTorch's global one
-) -> torch.Tensor:  # (B,k,E)
-    """Keep k random frames of each video, without repetition and in order (section 3.1, the last paragraph on Eq. 3)."""
+) -> Tensor:  # (B,k,E)
+    """Keep k random frames of each video, without repetition and in order (section 3.1)."""
     B, n = frames.shape[:2]
     if not 1 <= k <= n:
         raise ValueError(f"cannot keep k = {k} of {n} frames; choose k from 1 to {n}")
     if k == n:
         return frames
-    chosen = (
-        torch.rand(B, n, device=frames.device, generator=generator).argsort(1)[:, :k].sort(1).values
-    )
+    order = torch.rand(B, n, device=frames.device, generator=generator).argsort(1)
+    chosen = order[:, :k].sort(1).values
     return frames[torch.arange(B, device=frames.device)[:, None], chosen]

@@ -7,6 +7,7 @@ __all__ = ['CaptioningHead', 'greedy', 'beam']
 
 # %% ../nbs/04_captioning_head.ipynb #8444d767
 from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 
 # %% ../nbs/04_captioning_head.ipynb #af328e09
 class CaptioningHead(nn.Module):
-    """Score every next word of a caption given the words before it and the frame vectors: p(w_l | w_<l, frames) of Eq. 4."""
+    """Score each next word of a caption by the words before it and the frame vectors (Eq. 4)."""
 
     def __init__(
         self,
@@ -26,24 +27,21 @@ class CaptioningHead(nn.Module):
         *,
         heads: int,  # attention heads; must divide `width`
         layers: int,  # M: the paper uses 3, the released code 2
-        memory_width: int
-        | None = None,  # width of the frame vectors: D (paper) or E (released code); None means `width`
+        memory_width: int | None = None,  # frame vectors': D (paper), E (released); None: `width`
         feedforward: int | None = None,  # hidden width of the MLP; None means 4 * `width`
         dropout: float = 0.0,  # inside the decoder layers, in training mode only
-        token_embedding: Tensor
-        | None = None,  # (V, width) copied into the output layer; None keeps PyTorch's random start
+        token_embedding: Tensor | None = None,  # (V,width) start of the output layer; None: random
     ):
         super().__init__()
         if width % heads:
             raise ValueError(
                 f"{heads} heads do not divide a width of {width}: choose another number of heads"
             )
-        memory_width = width if memory_width is None else memory_width
-        self.width, self.memory_width = width, memory_width
+        self.width = width
+        self.memory_width = width if memory_width is None else memory_width
         self.prenorm = nn.LayerNorm(width)
-        self.memory_projection = (
-            nn.Linear(memory_width, width) if memory_width != width else nn.Identity()
-        )
+        same = self.memory_width == width
+        self.memory_projection = nn.Identity() if same else nn.Linear(self.memory_width, width)
         layer = nn.TransformerDecoderLayer(
             width, heads, feedforward or 4 * width, dropout, batch_first=True
         )
@@ -51,36 +49,49 @@ class CaptioningHead(nn.Module):
         self.output = nn.Linear(width, vocab_size)
         nn.init.zeros_(self.output.bias)
         if token_embedding is not None:
-            if token_embedding.shape != (vocab_size, width):
-                raise ValueError(
-                    f"the token embedding has shape {tuple(token_embedding.shape)}, the output layer {(vocab_size, width)}: they must agree"
-                )
-            self.output.weight.data.copy_(token_embedding)
+            self._start_output_at(token_embedding)
 
-# %% ../nbs/04_captioning_head.ipynb #7e53e3f3
+# %% ../nbs/04_captioning_head.ipynb #330395ae
 @patch
-def hidden(
-    self: CaptioningHead,
-    token_embeddings: Tensor,  # (B, W', width) token + position embeddings of the caption so far
-    memory: Tensor,  # (B, F, memory_width) frame vectors
-) -> Tensor:  # (B, W', width)
-    """Run the decoder layers under the causal mask."""
+def _start_output_at(self: CaptioningHead, token_embedding: Tensor) -> None:
+    """Copy the token embedding into the output layer."""
+    ours, theirs = tuple(self.output.weight.shape), tuple(token_embedding.shape)
+    if ours != theirs:
+        raise ValueError(
+            f"the token embedding has shape {theirs}, the output layer {ours}: they must agree"
+        )
+    self.output.weight.data.copy_(token_embedding)
+
+# %% ../nbs/04_captioning_head.ipynb #b3432732
+@patch
+def _check_shapes(self: CaptioningHead, token_embeddings: Tensor, memory: Tensor) -> None:
+    """Refuse inputs that do not fit the head or each other."""
     if token_embeddings.shape[-1] != self.width:
         raise ValueError(
             f"token embeddings are {token_embeddings.shape[-1]} wide, the head {self.width}"
         )
     if memory.shape[-1] != self.memory_width:
         raise ValueError(
-            f"memory is {memory.shape[-1]} wide, the head was built with memory_width={self.memory_width}"
+            f"memory is {memory.shape[-1]} wide, "
+            f"the head was built with memory_width={self.memory_width}"
         )
     if len(memory) != len(token_embeddings):
         raise ValueError(
-            f"{len(token_embeddings)} captions but frame vectors of {len(memory)} videos: one video per caption"
+            f"{len(token_embeddings)} captions but frame vectors of {len(memory)} videos: "
+            "one video per caption"
         )
-    n_tokens = token_embeddings.shape[1]
-    future = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=memory.device).triu(
-        1
-    )  # True = hidden
+
+# %% ../nbs/04_captioning_head.ipynb #7e53e3f3
+@patch
+def hidden(
+    self: CaptioningHead,
+    token_embeddings: Tensor,  # (B,W',width) token + position embeddings of the caption so far
+    memory: Tensor,  # (B,F,memory_width) frame vectors
+) -> Tensor:  # (B,W',width)
+    """Run the decoder layers under the causal mask."""
+    self._check_shapes(token_embeddings, memory)
+    W = token_embeddings.shape[1]
+    future = torch.ones(W, W, dtype=torch.bool, device=memory.device).triu(1)  # True: hidden
     return self.decoder(
         self.prenorm(token_embeddings),
         self.memory_projection(memory),
@@ -92,15 +103,15 @@ def hidden(
 @patch
 def forward(
     self: CaptioningHead,
-    token_embeddings: Tensor,  # (B, W', width)
-    memory: Tensor,  # (B, F, memory_width)
-) -> Tensor:  # (B, W', V) logits; row l scores the token after token l
-    """Return the logits of every next token; for training, W' = W - 1 (the caption without its last token)."""
+    token_embeddings: Tensor,  # (B,W',width); in training W' = W - 1, all tokens but the last
+    memory: Tensor,  # (B,F,memory_width)
+) -> Tensor:  # (B,W',V) logits; row l scores the token after token l
+    """Return the logits of every next token."""
     return self.output(self.hidden(token_embeddings, memory))
 
 # %% ../nbs/04_captioning_head.ipynb #e74fcb0a
 @contextmanager
-def _eval_mode(module: nn.Module):
+def _eval_mode(module: nn.Module) -> Iterator[None]:
     """Put `module` in evaluation mode inside the block and restore its mode after it."""
     training = module.training
     module.eval()
@@ -110,44 +121,35 @@ def _eval_mode(module: nn.Module):
         module.train(training)
 
 
-def _next_log_probs(head, embed, tokens, memory, start):
-    """Return log p(next token | tokens, memory), (B, V), with the start token ruled out."""
+def _next_log_probs(
+    head: CaptioningHead,
+    embed: Callable[[Tensor], Tensor],
+    tokens: Tensor,  # (B,W') captions so far
+    memory: Tensor,  # (B,F,memory_width)
+    start: int,
+) -> Tensor:  # (B,V)
+    """Return log p(next token | tokens, memory), with the start token ruled out."""
     last = head.hidden(embed(tokens), memory)[:, -1]
     log_probs = head.output(last).float().log_softmax(-1)
     log_probs[:, start] = -torch.inf
     return log_probs
 
 
-def _captions(tokens, end):
-    """Cut each row of (B, 1 + W') tokens behind the start token and before the first end token."""
+def _captions(tokens: Tensor, end: int) -> list[list[int]]:
+    """Cut each row (B,1+W') behind the start token and before the first end token."""
     rows = tokens[:, 1:].tolist()
     return [row[: row.index(end)] if end in row else row for row in rows]
-
-
-def _continuations(score, length, log_probs, done, end, length_penalty):
-    """Choose the best continuations of (B, K) beginnings by their next-token log_probs (B, K, V): parent, token, score, length, each (B, K)."""
-    log_probs = log_probs.masked_fill(
-        done[..., None], -torch.inf
-    )  # a finished caption goes on with the end token only, ...
-    log_probs[..., end].masked_fill_(done, 0)  # ... at no cost
-    total, length = score[..., None] + log_probs, length + ~done
-    ranked = total / length[..., None] ** length_penalty
-    chosen = ranked.flatten(1).topk(score.shape[1]).indices
-    parent, token = chosen // log_probs.shape[-1], chosen % log_probs.shape[-1]
-    return parent, token, total.flatten(1).gather(1, chosen), length.gather(1, parent)
 
 # %% ../nbs/04_captioning_head.ipynb #8e23fa6b
 @torch.no_grad()
 def greedy(
-    head: CaptioningHead,
-    embed: Callable[
-        [Tensor], Tensor
-    ],  # token ids (B, W') -> token + position embeddings (B, W', width)
-    memory: Tensor,  # (B, F, memory_width) frame vectors
+    head: CaptioningHead,  # the trained head
+    embed: Callable[[Tensor], Tensor],  # ids (B,W') → token + position embeddings (B,W',width)
+    memory: Tensor,  # (B,F,memory_width) frame vectors
     *,
     start: int,  # id of the start token
     end: int,  # id of the end token
-    max_len: int,  # most tokens in a caption, start and end not counted; `embed` needs as many positions
+    max_len: int,  # tokens of a caption at most, without start and end; as many as `embed` takes
 ) -> list[list[int]]:  # B captions as token ids, without start and end
     """Write one caption per video by taking the likeliest next token until the end token."""
     if max_len < 1:
@@ -161,20 +163,38 @@ def greedy(
                 break
     return _captions(tokens, end)
 
+# %% ../nbs/04_captioning_head.ipynb #5053f583
+def _continuations(
+    score: Tensor,  # (B,K) log-probability of each beginning
+    length: Tensor,  # (B,K) its number of tokens
+    log_probs: Tensor,  # (B,K,V) log-probability of each next token
+    done: Tensor,  # (B,K) whether the beginning has its end token
+    *,
+    end: int,
+    length_penalty: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # each (B,K): parent, token, score, length
+    """Choose the best continuations of K beginnings."""
+    # a finished caption goes on with the end token only, at no cost
+    log_probs = log_probs.masked_fill(done[..., None], -torch.inf)
+    log_probs[..., end].masked_fill_(done, 0)
+    total, length = score[..., None] + log_probs, length + ~done
+    ranked = total / length[..., None] ** length_penalty
+    chosen = ranked.flatten(1).topk(score.shape[1]).indices
+    parent, token = chosen // log_probs.shape[-1], chosen % log_probs.shape[-1]
+    return parent, token, total.flatten(1).gather(1, chosen), length.gather(1, parent)
+
 # %% ../nbs/04_captioning_head.ipynb #2f81434c
 @torch.no_grad()
 def beam(
-    head: CaptioningHead,
-    embed: Callable[
-        [Tensor], Tensor
-    ],  # token ids (B, W') -> token + position embeddings (B, W', width)
-    memory: Tensor,  # (B, F, memory_width) frame vectors
+    head: CaptioningHead,  # the trained head
+    embed: Callable[[Tensor], Tensor],  # ids (B,W') → token + position embeddings (B,W',width)
+    memory: Tensor,  # (B,F,memory_width) frame vectors
     *,
     start: int,  # id of the start token
     end: int,  # id of the end token
-    max_len: int,  # most tokens in a caption, start and end not counted; `embed` needs as many positions
+    max_len: int,  # tokens of a caption at most, without start and end; as many as `embed` takes
     beams: int = 4,  # beginnings kept per video, from 1 to V - 1
-    length_penalty: float = 0.0,  # rank by log-probability / length ** length_penalty: 0 is the most probable caption, 1 the mean per token
+    length_penalty: float = 0.0,  # ranks log p / length**penalty; 0: log p, 1: mean per token
 ) -> list[list[int]]:  # B captions as token ids, without start and end
     """Write one caption per video by beam search."""
     B, V = len(memory), head.output.out_features
@@ -182,26 +202,24 @@ def beam(
         raise ValueError(f"max_len must be at least 1, got {max_len}")
     if not 1 <= beams < V:
         raise ValueError(
-            f"beams must be between 1 and {V - 1} with a vocabulary of {V} tokens (the start token is never written), got {beams}"
+            f"beams must be between 1 and {V - 1} with a vocabulary of {V} tokens "
+            f"(the start token is never written), got {beams}"
         )
     memory = repeat(memory, "B F D -> (B K) F D", K=beams)
     tokens = torch.full((B, beams, 1), start, device=memory.device)
-    score = torch.full(
-        (B, beams), -torch.inf, device=memory.device
-    )  # log-probability of each beginning
+    score = torch.full((B, beams), -torch.inf, device=memory.device)
     score[:, 0] = 0  # at first there is one beginning, not `beams` equal ones
     length = torch.zeros_like(score)
     with _eval_mode(head):
         for _ in range(max_len):
-            log_probs = _next_log_probs(head, embed, tokens.flatten(0, 1), memory, start).view(
-                B, beams, V
-            )
+            done = tokens[..., -1] == end
+            log_probs = _next_log_probs(head, embed, tokens.flatten(0, 1), memory, start)
+            log_probs = log_probs.view(B, beams, V)
             parent, token, score, length = _continuations(
-                score, length, log_probs, tokens[..., -1] == end, end, length_penalty
+                score, length, log_probs, done, end=end, length_penalty=length_penalty
             )
-            tokens = torch.cat(
-                [tokens.gather(1, parent[..., None].expand_as(tokens)), token[..., None]], -1
-            )
-            if (tokens[..., -1] == end).all():
+            parents = tokens.gather(1, parent[..., None].expand_as(tokens))
+            tokens = torch.cat([parents, token[..., None]], -1)
+            if (token == end).all():
                 break
     return _captions(tokens[:, 0], end)

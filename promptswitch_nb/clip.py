@@ -4,14 +4,9 @@
 
 # %% auto #0
 __all__ = ['TINY_CONFIG', 'token_lengths', 'trim_padding', 'ClipTokenizer', 'WordTokenizer', 'tokenizer_from_json',
-           'FrameByFrame', 'run_blocks', 'check_architecture', 'CLIPTowers', 'from_huggingface', 'load_state',
-           'model_config', 'load_clip', 'tiny_clip']
+           'FrameByFrame', 'run_blocks', 'check_architecture', 'CLIPTowers', 'tiny_clip']
 
 # %% ../nbs/00_clip.ipynb #29bcfbd3
-import difflib
-import json
-from pathlib import Path
-
 import open_clip
 import torch
 from einops import rearrange
@@ -20,14 +15,14 @@ from fastcore.basics import patch
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import ResidualAttentionBlock
 from open_clip.transformer import VisionTransformer
-from safetensors.torch import load_file
+from torch import Tensor
 from torch import nn
 
 # %% ../nbs/00_clip.ipynb #fa91fd25
 def token_lengths(
-    ids: torch.Tensor,  # (B,W) token ids
+    ids: Tensor,  # (B,W) token ids
     end: int,  # id of the end token
-) -> torch.Tensor:  # (B,) number of tokens up to and including the first end token
+) -> Tensor:  # (B,) number of tokens up to and including the first end token
     """Count the tokens of each text, whether it is padded with 0 or with the end token."""
     is_end = ids == end
     if not is_end.any(1).all():
@@ -38,9 +33,9 @@ def token_lengths(
 
 # %% ../nbs/00_clip.ipynb #18b45696
 def trim_padding(
-    ids: torch.Tensor,  # (B,W) token ids
+    ids: Tensor,  # (B,W) token ids
     end: int,  # id of the end token
-) -> torch.Tensor:  # (B,W') W' = length of the longest text
+) -> Tensor:  # (B,W') W' = length of the longest text
     """Cut off the padding that all texts of a batch share."""
     return ids[:, : int(token_lengths(ids, end).max())]
 
@@ -50,22 +45,29 @@ class ClipTokenizer:
 
     def __init__(
         self,
-        context_length: int = 77,  # W, longest text in tokens, start and end included; a longer one is cut
+        context_length: int = 77,  # W, tokens with start and end; a longer text is cut
     ):
         self.bpe = SimpleTokenizer(context_length=context_length)
         self.context_length, self.vocab_size = context_length, self.bpe.vocab_size
         self.start, self.end = self.bpe.sot_token_id, self.bpe.eot_token_id
 
-    def __call__(self, texts: str | list[str]) -> torch.Tensor:  # (B,W)
+    def __call__(
+        self,
+        texts: str | list[str],  # one text or several
+    ) -> Tensor:  # (B,W) token ids
+        """Tokenize texts."""
         return self.bpe([texts] if isinstance(texts, str) else list(texts))
 
-    def decode(self, ids) -> str:
-        """Write token ids as text, without the special tokens."""
-        return self.bpe.decode(
-            [int(i) for i in ids if int(i) not in (0, self.start, self.end)]
-        ).strip()
+    def decode(
+        self,
+        ids: Tensor | list[int],  # token ids of one text
+    ) -> str:  # without the special tokens
+        """Write token ids as text."""
+        special = (0, self.start, self.end)
+        return self.bpe.decode([int(i) for i in ids if int(i) not in special]).strip()
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict:  # what `tokenizer_from_json` reads
+        """Describe this tokenizer."""
         return dict(kind="clip", context_length=self.context_length)
 
 # %% ../nbs/00_clip.ipynb #39f144ae
@@ -74,45 +76,65 @@ class WordTokenizer:
 
     def __init__(
         self,
-        words: list[
-            str
-        ],  # the vocabulary; order gives the ids, from 2 on (0 is padding, 1 is `<unk>`)
-        context_length: int = 32,  # W, longest text in tokens, start and end included; a longer one is cut
+        words: list[str],  # the vocabulary in the order of the ids; 0 is padding, 1 is `<unk>`
+        context_length: int = 32,  # W, tokens with start and end; a longer text is cut
     ):
         if len(set(words)) != len(words):
             raise ValueError("the word list holds a word twice; pass each word once")
         self.words, self.context_length = list(words), context_length
-        self.ids = {w: i for i, w in enumerate(self.words, start=2)}
+        self.ids = {word: i for i, word in enumerate(self.words, start=2)}
         self.start, self.end = len(words) + 2, len(words) + 3
         self.vocab_size = self.end + 1
 
-    def __call__(self, texts: str | list[str]) -> torch.Tensor:  # (B,W)
-        rows = [self._row(t) for t in ([texts] if isinstance(texts, str) else texts)]
-        return torch.tensor(rows, dtype=torch.long).reshape(-1, self.context_length)
-
-    def _row(self, text):
-        ids = [self.ids.get(w, 1) for w in self.split(text)][: self.context_length - 2]
-        ids = [self.start, *ids, self.end]
-        return ids + [0] * (self.context_length - len(ids))
-
     @staticmethod
-    def split(text: str) -> list[str]:
-        """Split a text into lower-case words and punctuation marks."""
+    def split(
+        text: str,  # a text
+    ) -> list[str]:  # in lower case; "." and "," stand alone
+        """Split a text into words and punctuation marks."""
         for mark in ".,":
             text = text.replace(mark, f" {mark} ")
         return text.lower().split()
 
-    def decode(self, ids) -> str:
-        """Write token ids as text, without padding and special tokens."""
-        names = {i: w for w, i in self.ids.items()} | {1: "<unk>"}
-        return " ".join(names[int(i)] for i in ids if int(i) in names)
+    @staticmethod
+    def vocabulary(
+        texts: list[str],  # such as all captions of a training set
+    ) -> list[str]:  # each word once, sorted
+        """List the distinct words of texts."""
+        return sorted({word for text in texts for word in WordTokenizer.split(text)})
 
-    def to_json(self) -> dict:
-        return dict(kind="words", words=self.words, context_length=self.context_length)
+    def __call__(
+        self,
+        texts: str | list[str],  # one text or several
+    ) -> Tensor:  # (B,W) token ids
+        """Tokenize texts."""
+        room = self.context_length - 2  # for the words
+        rows = []
+        for text in [texts] if isinstance(texts, str) else texts:
+            ids = [self.ids.get(word, 1) for word in self.split(text)][:room]
+            rows.append([self.start, *ids, self.end] + [0] * (room - len(ids)))
+        return torch.tensor(rows, dtype=torch.long).reshape(-1, self.context_length)
+
+# %% ../nbs/00_clip.ipynb #df03fd06
+@patch
+def decode(
+    self: WordTokenizer,
+    ids: Tensor | list[int],  # token ids of one text
+) -> str:  # without padding and special tokens
+    """Write token ids as text."""
+    names = {i: word for word, i in self.ids.items()} | {1: "<unk>"}
+    return " ".join(names[int(i)] for i in ids if int(i) in names)
+
+
+@patch
+def to_json(self: WordTokenizer) -> dict:  # what `tokenizer_from_json` reads
+    """Describe this tokenizer."""
+    return dict(kind="words", words=self.words, context_length=self.context_length)
 
 # %% ../nbs/00_clip.ipynb #93797ea1
-def tokenizer_from_json(spec: dict | None) -> ClipTokenizer | WordTokenizer | None:
-    """Build the tokenizer that `to_json` described; `None` gives none (the model then takes token ids only)."""
+def tokenizer_from_json(
+    spec: dict | None,  # what `to_json` gave; None: the model takes token ids only
+) -> ClipTokenizer | WordTokenizer | None:  # None for None
+    """Build the tokenizer that `to_json` described."""
     if spec is None:
         return None
     kinds = dict(clip=ClipTokenizer, words=WordTokenizer)
@@ -132,32 +154,31 @@ TINY_CONFIG = dict(
 
 # %% ../nbs/00_clip.ipynb #b839e3ff
 class FrameByFrame(nn.Module):
-    """Leave CLIP as it is: the video method that does nothing, and the base of those that do something."""
+    """Leave CLIP as it is: the video method that does nothing, and the base of all others."""
 
-    scope = "(b f) l d"  # which tokens see each other, as an einops pattern: those of a frame; "b (f l) d" would be the whole video
+    # which tokens see each other, in einops' terms: a frame's; "b (f l) d" is the whole video
+    scope = "(b f) l d"
 
     def extra_tokens(
         self,
-        tokens: torch.Tensor,  # (B,F,L,D) [CLS] and patch tokens before the first block
-    ) -> torch.Tensor:  # (B,F,L+X,D)
+        tokens: Tensor,  # (B,F,L,D) [CLS] and patch tokens before the first block
+    ) -> Tensor:  # (B,F,L+X,D)
         """Add X tokens to every frame; they stand behind the patches."""
         return tokens
 
     def before_attention(
         self,
-        tokens: torch.Tensor,  # (B,F,L+X,D)
-    ) -> tuple[
-        torch.Tensor, torch.Tensor
-    ]:  # what the residual path keeps, what the attention reads
+        tokens: Tensor,  # (B,F,L+X,D)
+    ) -> tuple[Tensor, Tensor]:  # what the residual path keeps, what the attention reads
         """Rearrange the tokens before a block's self-attention."""
         return tokens, tokens
 
 # %% ../nbs/00_clip.ipynb #9cc0bf10
 def run_blocks(
     blocks: nn.ModuleList,  # open_clip's residual attention blocks
-    tokens: torch.Tensor,  # (B,F,L,D)
+    tokens: Tensor,  # (B,F,L,D)
     method: FrameByFrame,  # the video method
-) -> torch.Tensor:  # (B,F,L+X,D)
+) -> Tensor:  # (B,F,L+X,D)
     """Run the image tower's blocks with a video method's three hooks."""
     B, F = tokens.shape[:2]
     x = method.extra_tokens(tokens)
@@ -170,15 +191,18 @@ def run_blocks(
     return x
 
 # %% ../nbs/00_clip.ipynb #9720f7d9
-def check_architecture(model: nn.Module):
-    """Refuse an open_clip model that is not a ViT CLIP with a [CLS] token and a causal text tower."""
+def check_architecture(
+    model: nn.Module,  # a model of open_clip
+) -> None:
+    """Refuse an open_clip model that is no ViT CLIP with a [CLS] token and causal text tower."""
     if type(model) is not open_clip.CLIP or not isinstance(model.visual, VisionTransformer):
         raise ValueError(
-            f"{type(model).__name__} is not a plain ViT CLIP; use a model such as 'ViT-B-32-quickgelu', 'ViT-B-16' or 'ViT-L-14'"
+            f"{type(model).__name__} is not a plain ViT CLIP; "
+            "use a model such as 'ViT-B-32-quickgelu', 'ViT-B-16' or 'ViT-L-14'"
         )
     blocks = [*model.visual.transformer.resblocks, *model.transformer.resblocks]
     plain = (
-        all(type(b) is ResidualAttentionBlock for b in blocks)
+        all(type(block) is ResidualAttentionBlock for block in blocks)
         and model.visual.attn_pool is None
         and model.visual.pool_type == "tok"
         and model.text_pool_type == "argmax"
@@ -187,7 +211,8 @@ def check_architecture(model: nn.Module):
     )
     if not plain:
         raise ValueError(
-            "this CLIP pools or attends in a way of its own; use a model with [CLS] pooling and causal text attention"
+            "this CLIP pools or attends in a way of its own; "
+            "use a model with [CLS] pooling and causal text attention"
         )
 
 # %% ../nbs/00_clip.ipynb #9344b294
@@ -196,69 +221,89 @@ class CLIPTowers(nn.Module):
 
     def __init__(
         self,
-        config: dict,  # open_clip's model configuration: embed_dim, vision_cfg, text_cfg, quick_gelu
+        config: dict,  # in open_clip's format: embed_dim, vision_cfg, text_cfg, quick_gelu
         *,
-        tokenizer: ClipTokenizer
-        | WordTokenizer
-        | None = None,  # None: the towers take token ids only
+        tokenizer: ClipTokenizer | WordTokenizer | None = None,  # None: takes token ids only
     ):
         super().__init__()
         known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
-        if set(config) - known:
+        unknown = set(config) - known
+        if unknown:
             raise ValueError(
-                f"a CLIP configuration has the keys {sorted(known)}; this one also has {sorted(set(config) - known)}"
+                f"a CLIP configuration has the keys {sorted(known)}; "
+                f"this one also has {sorted(unknown)}"
             )
         self.config, self.tokenizer = config, tokenizer
         self.model = open_clip.CLIP(**config)
         check_architecture(self.model)
         self.method = FrameByFrame()
 
-    @property
-    def image_size(self) -> int:
-        return self.config["vision_cfg"]["image_size"]
+# %% ../nbs/00_clip.ipynb #461e3124
+@patch(as_prop=True)
+def image_size(self: CLIPTowers) -> int:  # H
+    """Return the height and width of a frame in pixels."""
+    return self.config["vision_cfg"]["image_size"]
 
-    @property
-    def width(self) -> int:
-        return self.model.visual.ln_post.normalized_shape[0]  # D
 
-    @property
-    def text_width(self) -> int:
-        return self.model.ln_final.normalized_shape[0]
+@patch(as_prop=True)
+def width(self: CLIPTowers) -> int:  # D
+    """Return the width of the image tower."""
+    return self.model.visual.ln_post.normalized_shape[0]
 
-    @property
-    def text_heads(self) -> int:
-        return self.model.transformer.resblocks[0].attn.num_heads
 
-    @property
-    def heads(self) -> int:
-        return self.model.visual.transformer.resblocks[0].attn.num_heads
+@patch(as_prop=True)
+def heads(self: CLIPTowers) -> int:  # of one block
+    """Return the number of attention heads in the image tower."""
+    return self.model.visual.transformer.resblocks[0].attn.num_heads
 
-    @property
-    def embed_dim(self) -> int:
-        return self.config["embed_dim"]  # E
 
-    @property
-    def vocab_size(self) -> int:
-        return self.model.vocab_size  # V
+@patch(as_prop=True)
+def embed_dim(self: CLIPTowers) -> int:  # E
+    """Return the width of the joint space."""
+    return self.config["embed_dim"]
 
-    @property
-    def context_length(self) -> int:
-        return self.model.context_length
 
-    @property
-    def end(self) -> int:
-        return self.vocab_size - 1  # CLIP's end token is its last
+@patch(as_prop=True)
+def device(self: CLIPTowers) -> torch.device:  # of all weights
+    """Return the device that holds the weights."""
+    return self.model.logit_scale.device
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.logit_scale.device
+# %% ../nbs/00_clip.ipynb #0325ea69
+@patch(as_prop=True)
+def text_width(self: CLIPTowers) -> int:  # of token embeddings and blocks
+    """Return the width of the text tower."""
+    return self.model.ln_final.normalized_shape[0]
+
+
+@patch(as_prop=True)
+def text_heads(self: CLIPTowers) -> int:  # of one block
+    """Return the number of attention heads in the text tower."""
+    return self.model.transformer.resblocks[0].attn.num_heads
+
+
+@patch(as_prop=True)
+def vocab_size(self: CLIPTowers) -> int:  # V
+    """Return the number of token ids."""
+    return self.model.vocab_size
+
+
+@patch(as_prop=True)
+def context_length(self: CLIPTowers) -> int:  # the largest W
+    """Return the number of tokens that a text may have."""
+    return self.model.context_length
+
+
+@patch(as_prop=True)
+def end(self: CLIPTowers) -> int:  # token id
+    """Return the end token: CLIP's is its last."""
+    return self.vocab_size - 1
 
 # %% ../nbs/00_clip.ipynb #1b9ccce4
 @patch
 def frame_tokens(
     self: CLIPTowers,
-    frames: torch.Tensor,  # (B,F,3,H,W) pixels, CLIP-normalised
-) -> torch.Tensor:  # (B,F,L,D)
+    frames: Tensor,  # (B,F,3,H,W) pixels, CLIP-normalised
+) -> Tensor:  # (B,F,L,D)
     """Cut frames into patch tokens, [CLS] first, with position embeddings."""
     visual, size = self.model.visual, self.image_size
     if frames.ndim != 5 or frames.shape[2:] != (3, size, size):
@@ -266,33 +311,29 @@ def frame_tokens(
             f"frames must be (B,F,3,{size},{size}) for this model, got {tuple(frames.shape)}"
         )
     B, F = frames.shape[:2]
-    patches = rearrange(
-        visual.conv1(rearrange(frames, "b f c h w -> (b f) c h w")), "n d h w -> n (h w) d"
-    )
-    cls = repeat(visual.class_embedding, "d -> n 1 d", n=B * F)
-    x = torch.cat([cls.to(patches.dtype), patches], dim=1) + visual.positional_embedding.to(
-        patches.dtype
-    )
+    patches = visual.conv1(rearrange(frames, "b f c h w -> (b f) c h w"))
+    patches = rearrange(patches, "n d h w -> n (h w) d")
+    cls = repeat(visual.class_embedding, "d -> n 1 d", n=B * F).to(patches.dtype)
+    x = torch.cat([cls, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
     return rearrange(visual.ln_pre(x), "(b f) l d -> b f l d", b=B)
 
-
+# %% ../nbs/00_clip.ipynb #5ff1919d
 @patch
 def video_tokens(
     self: CLIPTowers,
-    frames: torch.Tensor,  # (B,F,3,H,W)
+    frames: Tensor,  # (B,F,3,H,W)
     method: FrameByFrame | None = None,  # None: each frame by itself
-) -> torch.Tensor:  # (B,F,L+X,D) tokens after the last block, before the last LayerNorm
+) -> Tensor:  # (B,F,L+X,D) tokens after the last block, before the last LayerNorm
     """Run frames through the image tower with a video method's hooks."""
-    return run_blocks(
-        self.model.visual.transformer.resblocks, self.frame_tokens(frames), method or self.method
-    )
+    blocks = self.model.visual.transformer.resblocks
+    return run_blocks(blocks, self.frame_tokens(frames), method or self.method)
 
-
+# %% ../nbs/00_clip.ipynb #c71a6632
 @patch
 def final_norm(
     self: CLIPTowers,
-    tokens: torch.Tensor,  # (...,D)
-) -> torch.Tensor:  # (...,D)
+    tokens: Tensor,  # (...,D)
+) -> Tensor:  # (...,D)
     """Apply the image tower's last LayerNorm."""
     return self.model.visual.ln_post(tokens)
 
@@ -300,45 +341,26 @@ def final_norm(
 @patch
 def project(
     self: CLIPTowers,
-    tokens: torch.Tensor,  # (...,D)
-) -> torch.Tensor:  # (...,E)
+    tokens: Tensor,  # (...,D)
+) -> Tensor:  # (...,E)
     """Map vectors of the image tower into the joint space."""
     return tokens @ self.model.visual.proj
 
+
+@patch
+def encode_images(
+    self: CLIPTowers,
+    frames: Tensor,  # (B,F,3,H,W)
+) -> Tensor:  # (B,F,E), not normalised
+    """Encode each frame by itself, as CLIP does."""
+    return self.project(self.final_norm(self.video_tokens(frames)[:, :, 0]))
+
 # %% ../nbs/00_clip.ipynb #33b5b06b
-@patch
-def embed_text(
-    self: CLIPTowers,
-    ids: torch.Tensor,  # (B,W) token ids
-) -> torch.Tensor:  # (B,W,text width)
-    """Look up token and position embeddings."""
-    if ids.shape[1] > self.context_length:
-        raise ValueError(
-            f"texts of {ids.shape[1]} tokens; this model reads at most {self.context_length}"
-        )
-    return self.model.token_embedding(ids) + self.model.positional_embedding[: ids.shape[1]]
-
-
-@patch
-def encode_text(
-    self: CLIPTowers,
-    ids: torch.Tensor,  # (B,W) token ids, each row with its end token
-) -> torch.Tensor:  # (B,E), not normalised
-    """Encode texts: causal transformer, LayerNorm, the end token's vector, projection."""
-    ids, lengths = trim_padding(ids, self.end), token_lengths(ids, self.end)
-    x = self.embed_text(ids)
-    W = x.shape[1]
-    for block in self.model.transformer.resblocks:
-        x = block(x, attn_mask=self.model.attn_mask[:W, :W])
-    at_end = self.model.ln_final(x)[torch.arange(len(x), device=x.device), lengths - 1]
-    return at_end @ self.model.text_projection
-
-
 @patch
 def tokenize(
     self: CLIPTowers,
     texts: str | list[str],  # one text or several
-) -> torch.Tensor:  # (B,W) token ids on the model's device
+) -> Tensor:  # (B,W) token ids on the model's device
     """Tokenize texts with the model's own tokenizer."""
     if self.tokenizer is None:
         raise ValueError(
@@ -348,245 +370,41 @@ def tokenize(
 
 
 @patch
-def encode_images(
+def embed_text(
     self: CLIPTowers,
-    frames: torch.Tensor,  # (B,F,3,H,W)
-) -> torch.Tensor:  # (B,F,E), not normalised
-    """Encode each frame by itself, as CLIP does."""
-    return self.project(self.final_norm(self.video_tokens(frames)[:, :, 0]))
+    ids: Tensor,  # (B,W) token ids
+) -> Tensor:  # (B,W,text width)
+    """Look up token and position embeddings."""
+    n = ids.shape[1]
+    if n > self.context_length:
+        raise ValueError(f"texts of {n} tokens; this model reads at most {self.context_length}")
+    return self.model.token_embedding(ids) + self.model.positional_embedding[:n]
 
-# %% ../nbs/00_clip.ipynb #b751b5d2
-_HF_BLOCK = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
-_HF_TOP = {
-    "logit_scale": "logit_scale",
-    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.final_layer_norm.weight": "ln_final.weight",
-    "text_model.final_layer_norm.bias": "ln_final.bias",
-    "vision_model.embeddings.class_embedding": "visual.class_embedding",
-    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
-    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-    "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",
-    "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",
-    "vision_model.post_layernorm.weight": "visual.ln_post.weight",
-    "vision_model.post_layernorm.bias": "visual.ln_post.bias",
-}
-
-
-def from_huggingface(
-    state: dict[str, torch.Tensor],  # weights under the names of transformers.CLIPModel
-) -> dict[str, torch.Tensor]:  # the same weights under open_clip's names
-    """Rename a Hugging Face CLIP's weights; query, key and value become one matrix, projections are transposed."""
-    out, qkv = {}, {}
-    for key, value in state.items():
-        if key.endswith("position_ids"):
-            continue
-        tower, _, rest = key.partition(".encoder.layers.")
-        if key in _HF_TOP:
-            out[_HF_TOP[key]] = value
-        elif key == "text_projection.weight":
-            out["text_projection"] = value.T.contiguous()
-        elif key == "visual_projection.weight":
-            out["visual.proj"] = value.T.contiguous()
-        elif rest:
-            layer, _, part = rest.partition(".")
-            prefix = {"text_model": "transformer", "vision_model": "visual.transformer"}[
-                tower
-            ] + f".resblocks.{layer}."
-            part, _, kind = part.rpartition(".")
-            if part in _HF_BLOCK:
-                out[f"{prefix}{_HF_BLOCK[part]}.{kind}"] = value
-            else:
-                qkv.setdefault(f"{prefix}attn.in_proj_{kind}", {})[
-                    part.removeprefix("self_attn.")
-                ] = value
-        else:
-            raise ValueError(f"{key!r} is not a weight of a Hugging Face CLIP")
-    for key, parts in qkv.items():
-        out[key] = torch.cat([parts[p] for p in ("q_proj", "k_proj", "v_proj")])
-    return out
-
-# %% ../nbs/00_clip.ipynb #68751bab
-def _config_from_huggingface(config: dict) -> dict:
-    """Translate a Hugging Face CLIP's config.json into open_clip's configuration."""
-    vision, text = config["vision_config"], config["text_config"]
-
-    def pick(part, key, default):
-        return part.get(key, default)
-
-    width = pick(vision, "hidden_size", 768)
-    text_width = pick(text, "hidden_size", 512)
-    return dict(
-        embed_dim=config.get("projection_dim", 512),
-        vision_cfg=dict(
-            image_size=pick(vision, "image_size", 224),
-            patch_size=pick(vision, "patch_size", 32),
-            layers=pick(vision, "num_hidden_layers", 12),
-            width=width,
-            head_width=width // pick(vision, "num_attention_heads", 12),
-            mlp_ratio=pick(vision, "intermediate_size", 4 * width) / width,
-        ),
-        text_cfg=dict(
-            context_length=pick(text, "max_position_embeddings", 77),
-            vocab_size=pick(text, "vocab_size", 49408),
-            width=text_width,
-            heads=pick(text, "num_attention_heads", 8),
-            layers=pick(text, "num_hidden_layers", 12),
-            mlp_ratio=pick(text, "intermediate_size", 4 * text_width) / text_width,
-        ),
-        quick_gelu=pick(vision, "hidden_act", "quick_gelu") == "quick_gelu",
-    )
-
-
-def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
-    """Read a weights file; the second value tells whether it is OpenAI's archive."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path), False
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:
-            return torch.jit.load(str(path), map_location="cpu").state_dict(), True
-    except Exception as error:
-        raise ValueError(
-            f"cannot read weights from {path}: {str(error).splitlines()[0]}; expected .safetensors, a PyTorch checkpoint or OpenAI's archive"
-        ) from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"{path} is not a state dict of tensors; expected an open_clip checkpoint")
-    return {k.removeprefix("module."): v for k, v in state.items()}, False
-
-# %% ../nbs/00_clip.ipynb #fbfacfc5
-def load_state(
-    module: nn.Module,  # gets the weights
-    state: dict[str, torch.Tensor],  # name → tensor
-    source: str,  # named in errors
-):
-    """Load weights, all of them and nothing else, as float32; say what does not fit."""
-    own = module.state_dict()
-    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or foreign:
-
-        def some(keys):
-            return (
-                f"{len(keys)} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-                if keys
-                else "none"
-            )
-
-        raise ValueError(
-            f"{source} does not hold this model: missing weights {some(missing)}; unknown weights {some(foreign)}"
-        )
-    wrong = [
-        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
-        for k in own
-        if state[k].shape != own[k].shape
-    ]
-    if wrong:
-        raise ValueError(f"{source} is of another size than this model: {'; '.join(wrong[:3])}")
-    module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
-
-# %% ../nbs/00_clip.ipynb #3c2cc962
-def model_config(
-    name: str,  # a name in open_clip's list, or "tiny"
-) -> dict:  # open_clip's model configuration
-    """Look up an architecture by its name."""
-    if name == "tiny":
-        return json.loads(json.dumps(TINY_CONFIG))
-    config = open_clip.get_model_config(name)
-    if config is None:
-        close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or [
-            "ViT-B-32-quickgelu"
-        ]
-        raise ValueError(f"unknown CLIP architecture {name!r}; did you mean {' or '.join(close)}?")
-    return config
-
-
-def load_clip(
-    name: str
-    | None = "ViT-B-32-quickgelu",  # a name in open_clip's list, or "tiny"; None with a Hugging Face folder
-    *,
-    pretrained: str
-    | Path
-    | None = None,  # None: random; a path; or a tag of open_clip, which is downloaded
-) -> CLIPTowers:
-    """Build CLIP's two towers and fill them with weights."""
-    path = Path(pretrained).expanduser() if pretrained else None
-    if path is not None and path.is_dir():
-        return _load_huggingface(path, name)
-    if path is None and name == "tiny":
-        return tiny_clip()
-    config = model_config(name)
-    towers = CLIPTowers(config, tokenizer=ClipTokenizer(config["text_cfg"]["context_length"]))
-    if path is None:
-        return towers
-    if path.exists():
-        state, openai = _read_file(path)
-    else:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if str(pretrained) not in tags:
-            raise ValueError(
-                f"pretrained={str(pretrained)!r} is no file or folder, and no weights of {name}; open_clip knows {tags}"
-            )
-        state, openai = (
-            open_clip.create_model(name, pretrained=str(pretrained)).state_dict(),
-            str(pretrained) == "openai",
-        )
-    if openai and not config.get("quick_gelu"):
-        raise ValueError(
-            f"OpenAI's weights were trained with quick-GELU; use the name '{name}-quickgelu'"
-        )
-    for extra in ("input_resolution", "context_length", "vocab_size"):
-        state.pop(extra, None)
-    load_state(towers.model, state, str(pretrained))
-    return towers
-
-
-def _load_huggingface(folder: Path, name: str | None) -> CLIPTowers:
-    """Load a Hugging Face CLIP folder; a given architecture name must agree with it."""
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} has no config.json; expected a Hugging Face CLIP folder")
-    described = json.loads((folder / "config.json").read_text())
-    if "vision_config" not in described or "text_config" not in described:
-        raise ValueError(
-            f"{folder / 'config.json'} does not describe a CLIP (no vision_config and text_config)"
-        )
-    config = _config_from_huggingface(described)
-    if name is not None and CLIPTowers(model_config(name)).model.visual.conv1.weight.shape != (
-        config["vision_cfg"]["width"],
-        3,
-        *2 * [config["vision_cfg"]["patch_size"]],
-    ):
-        raise ValueError(
-            f"{folder} is not a {name}; pass name=None to take the architecture from its config.json"
-        )
-    files = [
-        folder / f for f in ("model.safetensors", "pytorch_model.bin") if (folder / f).exists()
-    ]
-    if not files:
-        raise ValueError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
-    towers = CLIPTowers(config, tokenizer=ClipTokenizer(config["text_cfg"]["context_length"]))
-    load_state(towers.model, from_huggingface(_read_file(files[0])[0]), str(folder))
-    return towers
+# %% ../nbs/00_clip.ipynb #83d84a15
+@patch
+def encode_text(
+    self: CLIPTowers,
+    ids: Tensor,  # (B,W) token ids, each row with its end token
+) -> Tensor:  # (B,E), not normalised
+    """Encode texts: causal transformer, LayerNorm, the end token's vector, projection."""
+    ids, lengths = trim_padding(ids, self.end), token_lengths(ids, self.end)
+    x = self.embed_text(ids)
+    W = x.shape[1]
+    for block in self.model.transformer.resblocks:
+        x = block(x, attn_mask=self.model.attn_mask[:W, :W])
+    at_end = self.model.ln_final(x)[torch.arange(len(x), device=x.device), lengths - 1]
+    return at_end @ self.model.text_projection
 
 # %% ../nbs/00_clip.ipynb #1b48b2e9
 def tiny_clip(
     words: list[str] | None = None,  # vocabulary of a WordTokenizer; None: CLIP's own tokenizer
     *,
-    config: dict = TINY_CONFIG,  # open_clip configuration of which the vocabulary size is replaced
+    config: dict = TINY_CONFIG,  # in open_clip's format; its vocabulary size is replaced
 ) -> CLIPTowers:  # random weights
     """Build a CLIP that trains on a laptop."""
     length = config["text_cfg"]["context_length"]
     tokenizer = ClipTokenizer(length) if words is None else WordTokenizer(words, length)
-    towers = CLIPTowers(
-        config | dict(text_cfg=config["text_cfg"] | dict(vocab_size=tokenizer.vocab_size)),
-        tokenizer=tokenizer,
-    )
+    text_cfg = config["text_cfg"] | dict(vocab_size=tokenizer.vocab_size)
+    towers = CLIPTowers(config | dict(text_cfg=text_cfg), tokenizer=tokenizer)
     nn.init.normal_(towers.model.visual.positional_embedding, std=0.5)
     return towers

@@ -25,7 +25,8 @@ def contrastive_from_similarity(
     """Compute the two directions of Eq. 5 and their mean from the similarities of a batch."""
     if sims.ndim != 2 or len(sims) != sims.shape[1]:
         raise ValueError(
-            f"Eq. 5 needs as many texts as videos, pair i in row i and column i; the similarities are {tuple(sims.shape)}"
+            "Eq. 5 needs as many texts as videos, pair i in row i and column i; "
+            f"the similarities are {tuple(sims.shape)}"
         )
     logits = _wide(sims) * logit_scale
     pair = torch.arange(len(logits), device=logits.device)
@@ -39,10 +40,11 @@ def contrastive(
     *,
     logit_scale: Tensor | float,  # 1/τ
 ) -> dict[str, Tensor]:  # "t2v", "v2t" and their mean "contrastive", each a scalar
-    """Compute Eq. 5 for pairs of vectors: the pairs of a batch, or those gathered from all ranks."""
+    """Compute Eq. 5 for pairs of vectors: of a batch, or gathered from all ranks."""
     if text.shape != video.shape or text.ndim != 2:
         raise ValueError(
-            f"Eq. 5 takes (B,E) texts and (B,E) videos in the same order; got {tuple(text.shape)} and {tuple(video.shape)}"
+            "Eq. 5 takes (B,E) texts and (B,E) videos in the same order; "
+            f"got {tuple(text.shape)} and {tuple(video.shape)}"
         )
     with torch.autocast(text.device.type, enabled=False):
         return contrastive_from_similarity(_wide(text) @ _wide(video).T, logit_scale=logit_scale)
@@ -53,8 +55,25 @@ def predicted_tokens(
     *,
     end: int,  # id of the end token
 ) -> Tensor:  # (B,W-1) bool, position l is about ids[:, l+1]
-    """Mark the tokens of Eq. 4 that are to be predicted: all after the first, up to and including the first end token."""
+    """Mark the tokens that Eq. 4 predicts: after the first, up to and with the first end token."""
     return (ids[:, :-1] == end).cumsum(1) == 0
+
+# %% ../nbs/05_losses.ipynb #b3555a3a
+def _check_caption(logits: Tensor, ids: Tensor, weights: Tensor | None, reduction: str) -> None:
+    """Refuse shapes and options that do not fit together."""
+    B, W = ids.shape
+    if logits.ndim != 3 or logits.shape[:2] != (B, W - 1):
+        raise ValueError(
+            f"logits must be (B,W-1,V) = ({B},{W - 1},V) for ids of {tuple(ids.shape)}; "
+            f"got {tuple(logits.shape)}"
+        )
+    V = logits.shape[-1]
+    if weights is not None and weights.shape not in ((V,), (B, W - 1)):
+        raise ValueError(
+            f"weights must be (V,) = ({V},) or (B,W-1) = ({B},{W - 1}); got {tuple(weights.shape)}"
+        )
+    if reduction not in ("batch_sum", "token_mean"):
+        raise ValueError(f"reduction must be 'batch_sum' or 'token_mean', not {reduction!r}")
 
 # %% ../nbs/05_losses.ipynb #97b82d70
 def caption(
@@ -62,9 +81,8 @@ def caption(
     ids: Tensor,  # (B,W) token ids, start token first
     *,
     end: int,  # id of the end token; what follows the first one is ignored
-    weights: Tensor
-    | None = None,  # (V,) a weight for each word of the vocabulary, or (B,W-1) one for each predicted token; None: 1
-    reduction: str = "batch_sum",  # "batch_sum": sum over a caption, mean over captions; "token_mean": weighted mean over all tokens
+    weights: Tensor | None = None,  # (V,) by word, or (B,W-1) by predicted token; None: all 1
+    reduction: str = "batch_sum",  # mean of captions' sums, or "token_mean": over all tokens
 ) -> dict[str, Tensor]:  # "caption" = "numerator" / "denominator", each a scalar
     """Compute Eq. 4 for a batch of captions, with a weight for each word."""
     _check_caption(logits, ids, weights, reduction)
@@ -81,21 +99,6 @@ def caption(
         "numerator": numerator,
         "denominator": denominator,
     }
-
-# %% ../nbs/05_losses.ipynb #b3555a3a
-def _check_caption(logits: Tensor, ids: Tensor, weights: Tensor | None, reduction: str) -> None:
-    """Refuse shapes and options that do not fit together."""
-    B, W = ids.shape
-    if logits.ndim != 3 or logits.shape[:2] != (B, W - 1):
-        raise ValueError(
-            f"logits must be (B,W-1,V) = ({B},{W - 1},V) for ids of {tuple(ids.shape)}; got {tuple(logits.shape)}"
-        )
-    if weights is not None and weights.shape not in ((logits.shape[-1],), (B, W - 1)):
-        raise ValueError(
-            f"weights must be (V,) = ({logits.shape[-1]},) or (B,W-1) = ({B},{W - 1}); got {tuple(weights.shape)}"
-        )
-    if reduction not in ("batch_sum", "token_mean"):
-        raise ValueError(f"reduction must be 'batch_sum' or 'token_mean', not {reduction!r}")
 
 # %% ../nbs/05_losses.ipynb #cf97ddb3
 FREQUENT_WORDS = (
@@ -130,6 +133,24 @@ def frequent_word_weights(
     table[frequent_ids] = weight
     return table
 
+# %% ../nbs/05_losses.ipynb #47f006dd
+def _check_corpus(ids: Tensor, document: Tensor, n_documents: int, vocab_size: int) -> None:
+    """Refuse a corpus of which no document frequencies can be counted."""
+    if len(document) != len(ids):
+        raise ValueError(
+            f"each caption needs its video: {len(ids)} captions, {len(document)} videos named"
+        )
+    if ids.max() >= vocab_size:
+        raise ValueError(
+            f"token {ids.max()} is outside of a vocabulary of {vocab_size}; "
+            "give the tokenizer's vocab_size"
+        )
+    if n_documents < 2:
+        raise ValueError(
+            "TF-IDF compares videos: captions of at least two are needed; "
+            "use the fixed list or no weights instead"
+        )
+
 # %% ../nbs/05_losses.ipynb #793cf7e8
 def tfidf(
     ids: Tensor,  # (Q,W) token ids of all captions, start token first
@@ -140,20 +161,9 @@ def tfidf(
     floor: float = 0.05,  # least weight of a word, as a share of ln N; 0: the paper
     end_weight: float = 0.1,  # weight of the end token, as a share of ln N
 ) -> Tensor:  # (V,) idf of each token
-    """Compute the inverse document frequency of each token over a corpus; the captions of a video are one document."""
+    """Compute each token's inverse document frequency; a video's captions are one document."""
     documents, document = document_of_caption.unique(return_inverse=True)
-    if len(document) != len(ids):
-        raise ValueError(
-            f"each caption needs its video: {len(ids)} captions, {len(document)} videos named"
-        )
-    if ids.max() >= vocab_size:
-        raise ValueError(
-            f"token {ids.max()} is outside of a vocabulary of {vocab_size}; give the tokenizer's vocab_size"
-        )
-    if len(documents) < 2:
-        raise ValueError(
-            "TF-IDF compares videos: captions of at least two are needed; use the fixed list or no weights instead"
-        )
+    _check_corpus(ids, document, len(documents), vocab_size)
     mask = predicted_tokens(ids, end=end)
     once = (document[:, None].to(ids.device) * vocab_size + ids[:, 1:])[mask].unique()
     df = (once % vocab_size).bincount(minlength=vocab_size)
@@ -178,8 +188,7 @@ def tfidf_weights(
 # %% ../nbs/05_losses.ipynb #a3c2624c
 def total(
     contrastive: dict[str, Tensor],  # terms of `contrastive`
-    caption: dict[str, Tensor]
-    | None = None,  # terms of `caption`; None: a model without a captioning head
+    caption: dict[str, Tensor] | None = None,  # terms of `caption`; None: without a captioner
     *,
     lam: float = 0.5,  # λ
 ) -> dict[str, Tensor]:  # "loss" and all the terms it was made from

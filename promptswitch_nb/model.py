@@ -33,8 +33,6 @@ from .captioner import greedy
 from .clip import ClipTokenizer
 from .clip import CLIPTowers
 from .clip import WordTokenizer
-from .clip import load_clip
-from .clip import load_state
 from .clip import tiny_clip
 from .clip import tokenizer_from_json
 from .cube import PromptCube
@@ -43,6 +41,8 @@ from .files import atomic_folder
 from .files import write_json
 from .released import read_released
 from .switch import SwitchHook
+from .weights import load_clip
+from .weights import load_state
 
 # %% ../nbs/06_model.ipynb #c8882e8c
 MODELS: dict[str, type] = {}  # name → class

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .clip import from_huggingface
+from .weights import from_huggingface
 
 # %% ../nbs/05g_released.ipynb #77b1faaf
 _CUBE = "clip.vision_model.encoder.prompt_embedding"

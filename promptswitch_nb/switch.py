@@ -6,33 +6,32 @@
 __all__ = ['switch', 'SwitchHook']
 
 # %% ../nbs/02_switch.ipynb #2ef82d3b
-import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor
+
+from .clip import FrameByFrame
+from .cube import PromptCube
+from .cube import attach
+from .cube import chunk_count
+from .cube import detach
 
 # %% ../nbs/02_switch.ipynb #665c50de
 def switch(
-    tokens: torch.Tensor,  # (B,F,L+P,D) tokens [V;P], F = C·P, frames in chunk order
+    tokens: Tensor,  # (B,F,L+P,D) tokens [V;P], F = C·P, frames in chunk order
     frames_per_chunk: int,  # P
-) -> torch.Tensor:  # (B,F,L+P,D) tokens [V;Pᵀ]
+) -> Tensor:  # (B,F,L+P,D) tokens [V;Pᵀ]
     """Transpose the frame axes of the prompt cube of every chunk (Eq. 1)."""
-    P = frames_per_chunk
-    if tokens.shape[1] % P:
-        raise ValueError(
-            f"{tokens.shape[1]} frames do not fill chunks of {P}; give a multiple of {P} frames"
-        )
-    V, prompts = tokens[:, :, :-P], tokens[:, :, -P:]
-    return torch.cat([V, rearrange(prompts, "b (c p) q d -> b (c q) p d", p=P)], dim=2)
+    C = chunk_count(tokens.shape[1], frames_per_chunk)
+    V, prompts = detach(tokens, frames_per_chunk)
+    return attach(V, rearrange(prompts, "b (c p) q d -> b (c q) p d", c=C))
 
 # %% ../nbs/02_switch.ipynb #0b9df5e4
-class SwitchHook(nn.Module):
-    """Attach the prompt cube at the first block and switch it before every self-attention: the hooks of Prompt Switch."""
-
-    scope = "(b f) l d"  # attention stays inside a frame; only the cube crosses
+class SwitchHook(FrameByFrame):
+    """Attach the prompt cube at the first block and switch it before every self-attention."""
 
     def __init__(
         self,
-        cube: nn.Module,  # a PromptCube: (batch, frames) → (B,F,P,D)
+        cube: PromptCube,  # (batch, frames) → (B,F,P,D)
         *,
         residual: str = "switched",  # "switched" (paper) or "kept" (released code), D1
     ):
@@ -45,18 +44,15 @@ class SwitchHook(nn.Module):
 
     def extra_tokens(
         self,
-        tokens: torch.Tensor,  # (B,F,L,D)
-    ) -> torch.Tensor:  # (B,F,L+P,D)
+        tokens: Tensor,  # (B,F,L,D)
+    ) -> Tensor:  # (B,F,L+P,D)
         """Attach a copy of the cube to every chunk."""
-        B, F = tokens.shape[:2]
-        return torch.cat([tokens, self.cube(B, F).to(tokens.dtype)], dim=2)
+        return attach(tokens, self.cube(*tokens.shape[:2]))
 
     def before_attention(
         self,
-        tokens: torch.Tensor,  # (B,F,L+P,D)
-    ) -> tuple[
-        torch.Tensor, torch.Tensor
-    ]:  # what the residual path keeps, what the attention reads
+        tokens: Tensor,  # (B,F,L+P,D)
+    ) -> tuple[Tensor, Tensor]:  # what the residual path keeps, what the attention reads
         """Switch the cube (Eq. 1)."""
         switched = switch(tokens, self.cube.frames_per_chunk)
         return (switched if self.residual == "switched" else tokens), switched

@@ -15,6 +15,7 @@ PACKAGE = "promptswitch_nb"
 # The rooms in the order of their notebooks, which is the order of reading.
 ROOMS = [
     "clip",
+    "weights",
     "files",
     "settings",
     "cube",
@@ -44,7 +45,17 @@ ROOMS = [
     "cli",
 ]
 # These take tensors and plain numbers, and know no model and no config.
-LEAVES = {"clip", "files", "settings", "cube", "switch", "aggregation", "captioner", "losses"}
+LEAVES = {
+    "clip",
+    "weights",
+    "files",
+    "settings",
+    "cube",
+    "switch",
+    "aggregation",
+    "captioner",
+    "losses",
+}
 LEAVES |= {"frames", "video", "annotations", "samples", "batches", "released"}
 LEAVES |= {"metrics", "motions"}
 # These start something; no other room imports them.

@@ -1,4 +1,4 @@
-"""The model gives the numbers of a slow reference that was written from the paper, and so does the released code."""
+"""The model and the released code give the numbers of a slow reference written from the paper."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from make_reference import compute
 from make_reference import inputs
 from make_reference import summary
 from make_reference import weights
+from reference import Weights
 from reference import caption_loss
 from reference import contrastive_loss
 from reference import frequent_weights
@@ -47,61 +48,62 @@ def stored(preset: str) -> dict[str, Tensor]:
 @cache
 def measured(preset: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Compute the same numbers with the package."""
-    model = PromptSwitch(
-        CLIPTowers(CONFIG), PromptSwitch.config_of(preset, frames_per_chunk=P, k=0)
-    ).to(dtype)  # k = 0: no frame is left out at random
+    config = PromptSwitch.config_of(preset, frames_per_chunk=P, k=0)  # k = 0: all frames, always
+    model = PromptSwitch(CLIPTowers(CONFIG), config).to(dtype)
     model.load_state_dict(weights(preset == "official"))
     frames, ids = inputs()
     frames = frames.to(dtype)
     out = model(frames[:, :P], ids)
-    logits, scale = out["caption_logits"], out.pop("logit_scale")
     out["frames"] = model.encode_frames(frames[:, :P])
-    out["contrastive loss"] = losses.contrastive(out["text"], out["video"], logit_scale=scale)[
-        "contrastive"
-    ]
-    out["caption loss"] = caption_term(preset, logits, ids)
+    contrastive = losses.contrastive(out["text"], out["video"], logit_scale=out.pop("logit_scale"))
+    out["contrastive loss"] = contrastive["contrastive"]
+    out["caption loss"] = caption_term(preset, out["caption_logits"], ids)
     (out["contrastive loss"] + LAMBDA * out["caption loss"]).backward()
-    unused = [name for name, p in model.named_parameters() if p.grad is None]
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    unused = [name for name, gradient in gradients.items() if gradient is None]
     assert not unused, f"the losses do not reach {unused}"
-    out |= summary({name: p.grad.double() for name, p in model.named_parameters()})
-    out |= {
-        "evaluation frames": model.encode_frames(frames),
-        "evaluation video": model.encode_video(frames),
-    }
+    out |= summary({name: gradient.double() for name, gradient in gradients.items()})
+    out["evaluation frames"] = model.encode_frames(frames)
+    out["evaluation video"] = model.encode_video(frames)
     return {name: tensor.detach().flatten().double() for name, tensor in out.items()}
 
 
 def caption_term(preset: str, logits: Tensor, ids: Tensor) -> Tensor:
     """Compute a preset's captioning loss with the package."""
+    V = logits.shape[-1]
     if preset == "official":
-        table = losses.frequent_word_weights(logits.shape[-1], torch.tensor(FREQUENT))
-        return losses.caption(logits, ids, end=END, weights=table, reduction="token_mean")[
-            "caption"
-        ]
-    corpus, video = (
-        torch.tensor(sum(CORPUS, [])),
-        torch.tensor([i for i, captions in enumerate(CORPUS) for _ in captions]),
+        word_weights = losses.frequent_word_weights(V, torch.tensor(FREQUENT))
+        reduction = "token_mean"
+    else:
+        corpus = torch.tensor([caption for captions in CORPUS for caption in captions])
+        video = torch.tensor([i for i, captions in enumerate(CORPUS) for _ in captions])
+        idf = losses.tfidf(corpus, video, vocab_size=V, end=END)
+        word_weights, reduction = losses.tfidf_weights(ids, idf, end=END), "batch_sum"
+    terms = losses.caption(logits, ids, end=END, weights=word_weights, reduction=reduction)
+    return terms["caption"]
+
+
+def released_weights(heads: dict[str, int]) -> Weights:
+    """Read the released checkpoint; of the package, only the names of the weights are used."""
+    model = PromptSwitch.load_official(
+        GOLDEN / "checkpoint.pth", vision_heads=heads["vision"], text_heads=heads["text"]
     )
-    idf = losses.tfidf(corpus, video, vocab_size=logits.shape[-1], end=END)
-    return losses.caption(logits, ids, end=END, weights=losses.tfidf_weights(ids, idf, end=END))[
-        "caption"
-    ]
+    return {name: p.detach().double().requires_grad_() for name, p in model.named_parameters()}
+
+
+def scale_of(name: str, expected: Tensor) -> float:
+    """Return what a difference is measured by: 1, and for a gradient its norm."""
+    if not name.startswith("gradient"):
+        return 1.0
+    return float(expected.norm() if name == "gradient of the cube" else expected[0])
 
 
 def differences(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Return the largest difference in each tensor: of features and losses absolute, of gradients relative to the gradient's norm."""
+    """Return the largest difference in each tensor, of gradients relative to their norms."""
     assert found.keys() == expected.keys()
-
-    def size(name):
-        return (
-            float(expected[name].norm() if name == "gradient of the cube" else expected[name][0])
-            if name.startswith("gradient")
-            else 1.0
-        )
-
     return {
-        name: float((found[name].flatten() - expected[name]).abs().max()) / size(name)
-        for name in expected
+        name: float((found[name].flatten() - tensor).abs().max()) / scale_of(name, tensor)
+        for name, tensor in expected.items()
     }
 
 
@@ -133,55 +135,39 @@ def test_presets_differ():
     reason="PROMPTSWITCH_TEST_DATA names no folder with the released code's numbers",
 )
 def test_reference_gives_the_released_numbers():
-    gold, expected = (
-        load_file(GOLDEN / "tensors.safetensors"),
-        json.loads((GOLDEN / "expected.json").read_text()),
-    )
-    heads = dict(vision=expected["vision"]["heads"], text=expected["text"]["heads"])
-    model = PromptSwitch.load_official(
-        GOLDEN / "checkpoint.pth", vision_heads=heads["vision"], text_heads=heads["text"]
-    )
-    w = {
-        name: p.detach().double().requires_grad_() for name, p in model.named_parameters()
-    }  # of the package, the names of the weights alone
-    ids, end, frequent = (
-        gold["input_ids"],
-        expected["text"]["vocab_size"] - 1,
-        gold["frequent_ids"].tolist(),
-    )
+    gold = load_file(GOLDEN / "tensors.safetensors")
+    sizes = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
+    heads = dict(vision=sizes["vision"]["heads"], text=sizes["text"]["heads"])
+    w = released_weights(heads)
+    ids, end = gold["input_ids"], sizes["text"]["vocab_size"] - 1
 
     def close(found, name, limit=1e-5):
-        assert (found - gold[name]).abs().max() < limit * gold[name].abs().max(), name
+        expected = gold[f"out.{name}"]
+        assert (found - expected).abs().max() < limit * expected.abs().max(), name
 
     out = run(w, heads, gold["video"].double(), ids, official=True)
-    for found, name in [
-        (out["text"], "text_features"),
-        (out["frames"], "frame_features"),
-        (out["frames"].mean(1), "video_features"),
-        (out["caption_logits"], "caption_logits"),
-        (out["text"] @ out["video"].T, "sims"),
-    ]:
-        close(found, f"out.{name}")
+    close(out["text"], "text_features")
+    close(out["frames"], "frame_features")
+    close(out["frames"].mean(1), "video_features")
+    close(out["caption_logits"], "caption_logits")
+    close(out["text"] @ out["video"].T, "sims")
 
+    word_weights = [
+        frequent_weights(row, gold["frequent_ids"].tolist(), end) for row in ids.tolist()
+    ]
     contrastive = contrastive_loss(out["text"], out["video"], w["clip.model.logit_scale"].exp())
-    word_weights = [frequent_weights(row, frequent, end) for row in ids.tolist()]
-    caption = expected["caption_loss_mult"] * caption_loss(
-        out["caption_logits"], ids, word_weights, end, official=True
-    )
-    close(contrastive, "out.loss_contrastive")
-    close(caption, "out.loss_caption_weighted_times_mult")
+    caption = caption_loss(out["caption_logits"], ids, word_weights, end, official=True)
+    caption = sizes["caption_loss_mult"] * caption
+    close(contrastive, "loss_contrastive")
+    close(caption, "loss_caption_weighted_times_mult")
 
-    names = {
-        "prompt_embedding": "hook.cube.cube",
-        "class_embedding": "clip.model.visual.class_embedding",
-        "text_projection": "clip.model.text_projection",
-    }
-    for gradient, name in zip(
-        torch.autograd.grad(contrastive + caption, [w[name] for name in names.values()]), names
-    ):
-        close(gradient.T if name == "text_projection" else gradient, f"out.grad.{name}", 1e-4)
+    names = ["hook.cube.cube", "clip.model.visual.class_embedding", "clip.model.text_projection"]
+    cube, cls, projection = torch.autograd.grad(contrastive + caption, [w[name] for name in names])
+    close(cube, "grad.prompt_embedding", 1e-4)
+    close(cls, "grad.class_embedding", 1e-4)
+    close(projection.T, "grad.text_projection", 1e-4)
 
     with torch.no_grad():
         test = run(w, heads, gold["video_test"].double(), ids, official=True)
-    close(test["frames"], "out.test.frame_features")
-    close(test["frames"].mean(1), "out.test.video_features")
+    close(test["frames"], "test.frame_features")
+    close(test["frames"].mean(1), "test.video_features")
