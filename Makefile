@@ -12,7 +12,7 @@ help:
 	@echo "make demo     train and evaluate on moving shapes, print the table (15 minutes on 2 cores)"
 	@echo "make test     run every check of the project (15 minutes on 2 cores)"
 	@echo "make install  install the project with its developer tools into $(VENV)"
-	@echo "make prepare  after an edit: clean the notebooks, export the modules, write README.md"
+	@echo "make prepare  after an edit: format, clean the notebooks, export the modules, write README.md"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make clean    remove builds and caches, leave $(VENV) and runs/"
 
@@ -30,11 +30,12 @@ test: install
 	@$(BIN)/python scripts/test.py
 
 prepare: install
+	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .
 	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(BIN)/python scripts/readme.py
 
 lab: install
 	@$(BIN)/jupyter lab nbs
 
 clean:
-	@rm -rf build dist *.egg-info _docs _proc .pytest_cache
+	@rm -rf build dist *.egg-info _docs _proc .pytest_cache .ruff_cache
 	@find nbs promptswitch_nb scripts tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

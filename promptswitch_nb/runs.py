@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HERE', 'MAY_CHANGE', 'LOSSES', 'TERMS', 'RANK_METRICS', 'METRICS', 'provenance', 'random_states', 'set_random_states',
-           'set_seed', 'Progress', 'save_checkpoint', 'resume_state', 'load_checkpoint', 'load_average', 'find_run',
-           'claim_folder', 'read_log', 'RunLog', 'plot_log']
+           'set_seed', 'Progress', 'run_record', 'save_checkpoint', 'resume_state', 'load_checkpoint', 'load_average',
+           'find_run', 'claim_folder', 'read_log', 'RunLog', 'plot_log']
 
 # %% ../nbs/06g_runs.ipynb #cf13e20f
 import csv
@@ -98,6 +98,32 @@ class Progress:
     history: list[dict] = field(default_factory=list)  # the metrics of each evaluation
     captions: list[dict] = field(default_factory=list)  # captions that the head wrote
     best: dict | None = None  # step and score of the best checkpoint
+
+# %% ../nbs/06g_runs.ipynb #37b332b2
+def run_record(
+    config: TrainConfig,
+    progress: Progress,
+    *,
+    device: torch.device,  # where it trains
+    processes: int,  # how many train together
+    steps: int,  # of the whole run
+    bad_videos: str,  # how many of how many cannot be decoded
+) -> dict:  # for run.json
+    """Tell all that a number from a run has to name."""
+    return dict(
+        config=dataclasses.asdict(config),
+        seed=config.seed,
+        **provenance(device),
+        processes=processes,
+        step=progress.step,
+        steps=steps,
+        epoch=progress.epoch,
+        seconds=round(progress.seconds, 1),
+        select_on=config.select_on,
+        best=progress.best,
+        metrics=progress.history[-1] if progress.history else None,
+        bad_videos=bad_videos,
+    )
 
 # %% ../nbs/06g_runs.ipynb #50c62f9b
 def save_checkpoint(

@@ -1,4 +1,4 @@
-"""Make README.md from nbs/index.ipynb; with --check, only tell whether README.md is what the notebook gives."""
+"""Make README.md from nbs/index.ipynb; with --check, only tell whether it is up to date."""
 
 import posixpath
 import re
@@ -19,7 +19,7 @@ def visible(cell) -> bool:
 
 
 def relative_to_root(match: re.Match) -> str:
-    """Rewrite a Markdown link target that is relative to nbs/ as one that is relative to the repository."""
+    """Rewrite a Markdown link that is relative to nbs/ as one that is relative to the root."""
     target = match[1]
     if re.match(r"[a-z]+:|#|/", target):
         return match[0]

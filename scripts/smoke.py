@@ -1,8 +1,9 @@
-"""Train and evaluate on a miniature data tree in a dataset's public format, through papermill as a user would.
+"""Train and evaluate on a miniature data tree, through papermill as a user would.
 
     python scripts/smoke.py msvd FOLDER
 
-writes FOLDER/data, runs notebooks 07 and 08 on it for two steps, and fails when one of them fails or no results come out.
+writes FOLDER/data in the dataset's public format, runs notebooks 07 and 08 on it for two steps, and
+fails when one of them fails or no results come out.
 """
 
 import json
@@ -11,27 +12,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+from promptswitch_nb.datasets import dataset_names
 from promptswitch_nb.datasets import write_example
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "nbs"
-ENV = {
-    name: value for name, value in os.environ.items() if name != "PROMPTSWITCH_TEST_DATA"
-}  # tests on real data are for `nbdev_test`
+# Cells on real data are for `nbdev_test`.
+ENV = {name: value for name, value in os.environ.items() if name != "PROMPTSWITCH_TEST_DATA"}
 
 
 def papermill(notebook: str, folder: Path, **parameters) -> None:
-    """Run a notebook with `parameters`, its executed copy in `folder`; show what it printed only when it fails."""
+    """Run a notebook, its executed copy in `folder`; show what it printed only when it fails."""
     options = [part for name, value in parameters.items() for part in ["-p", name, str(value)]]
     copy = folder / f"{notebook}.ipynb"
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        "--no-progress-bar",
-        NOTEBOOKS / copy.name,
-        copy,
-        *options,
-    ]
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
+    command += [NOTEBOOKS / copy.name, copy, *options]
     result = subprocess.run(
         [str(part) for part in command],
         cwd=NOTEBOOKS.parent,
@@ -50,7 +44,7 @@ def main() -> None:
     dataset, folder = sys.argv[1], Path(sys.argv[2]).resolve()
     data, run, results = folder / "data", folder / "run", folder / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    if dataset != "shapes":  # notebook 07 makes those
+    if dataset in dataset_names(with_example=True):  # notebook 07 makes the moving shapes
         write_example(dataset, data, n_videos=24)
     papermill(
         "07_train", folder, dataset=dataset, data_root=data, output_dir=run, steps=2, batch_size=4

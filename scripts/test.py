@@ -1,4 +1,7 @@
-"""Run every check of the project, two at a time, and close with the counts. `make test` calls it; names as arguments choose checks."""
+"""Run every check of the project, two at a time, and close with the counts.
+
+`make test` calls it; names as arguments choose checks.
+"""
 
 import filecmp
 import os
@@ -14,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from promptswitch_nb.datasets import dataset_names
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-DATASETS = ["msrvtt", "msvd", "lsmdc", "activitynet", "folder", "shapes"]
 NOTEBOOK_SECONDS = 300
 TEST_DATA = os.environ.get("PROMPTSWITCH_TEST_DATA")
 NOWHERE = "http://127.0.0.1:9"  # no check may need the network: whoever asks it is refused at once
@@ -50,7 +54,10 @@ class Failed(Exception):
 
 
 def run(*command, limit: float = NOTEBOOK_SECONDS, cwd: Path = ROOT) -> str:
-    """Run a command in a process group of its own and return its output; raise `Failed` when it fails or outlasts `limit` seconds."""
+    """Run a command in a process group of its own and return its output.
+
+    Raise `Failed` when it fails or outlasts `limit` seconds.
+    """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             [str(part) for part in command],
@@ -91,6 +98,13 @@ def sources(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in paths if ".ipynb_checkpoints" not in path.parts}
 
 
+def check_style(tmp: Path) -> Result:
+    """Notebooks, scripts and tests must be as ruff formats them, and it must find no fault."""
+    run(BIN / "ruff", "format", "--check", "--no-cache", ".")
+    run(BIN / "ruff", "check", "--no-cache", ".")
+    return Result(1)
+
+
 def check_export(tmp: Path) -> Result:
     """Clean and export a copy of the project: it must come out as it is."""
     for path in [*sources(ROOT), "settings.ini", "setup.py", "pyproject.toml"]:
@@ -106,7 +120,8 @@ def check_export(tmp: Path) -> Result:
     _, differ, missing = filecmp.cmpfiles(ROOT, tmp, sorted(files), shallow=False)
     if differ or missing:
         raise Failed(
-            f"not as nbdev_clean and nbdev_export leave it (run `make prepare`, remove modules without a notebook): {' '.join(map(str, differ + missing))}"
+            "not as nbdev_clean and nbdev_export leave it (run `make prepare`, remove modules "
+            f"without a notebook): {' '.join(map(str, differ + missing))}"
         )
     return Result(1)
 
@@ -169,11 +184,11 @@ def check_smoke(dataset: str, tmp: Path) -> Result:
 
 
 def check_wheel(tmp: Path) -> Result:
-    """Build the package, and import every module of the wheel in an environment that does not know this folder.
+    """Build the package, and import every module of the wheel where this folder is not known.
 
-    The packages that it depends on are taken from this environment through a .pth file, so that nothing is downloaded;
-    .pth files in there are not read, and so neither is the one of the editable install. That the wheel declares all that it
-    imports is a test of its own, in tests/test_imports.py.
+    The packages that it depends on are taken from this environment through a .pth file, so that
+    nothing is downloaded; .pth files in there are not read, and so neither is the one of the
+    editable install. That the wheel declares all that it imports is tested in test_imports.py.
     """
     source, dist, bare, empty = tmp / "source", tmp / "dist", tmp / "bare", tmp / "empty"
     unwanted = shutil.ignore_patterns(
@@ -199,7 +214,8 @@ def check_wheel(tmp: Path) -> Result:
 IMPORT_ALL = """
 import pkgutil, sys, importlib, promptswitch_nb
 assert promptswitch_nb.__file__.startswith(sys.argv[1]), promptswitch_nb.__file__
-names = [module.name for module in pkgutil.walk_packages(promptswitch_nb.__path__, 'promptswitch_nb.')]
+modules = pkgutil.walk_packages(promptswitch_nb.__path__, 'promptswitch_nb.')
+names = [module.name for module in modules]
 for name in names: importlib.import_module(name)
 print(len(names), 'modules')
 """
@@ -229,8 +245,9 @@ def main() -> None:
         (f"notebook {path.relative_to(ROOT / 'nbs').with_suffix('')}", check_notebook, path)
         for path in notebooks()
     ]
-    checks += [(f"papermill {dataset}", check_smoke, dataset, Path) for dataset in DATASETS]
+    checks += [(f"papermill {name}", check_smoke, name, Path) for name in dataset_names()]
     checks += [("wheel", check_wheel, Path), ("export", check_export, Path)]
+    checks += [("style", check_style, Path)]
     checks += [("readme", check_readme, Path), ("workflows", check_workflows, Path)]
     if sys.argv[1:]:
         checks = [check for check in checks if any(word in check[0] for word in sys.argv[1:])]

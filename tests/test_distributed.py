@@ -1,75 +1,62 @@
-"""The same run in two processes: the same losses, one set of files."""
-
-import subprocess
-import sys
+"""The gradients of a batch in two processes are those of the batch in one."""
 
 import pytest
-import yaml
+import torch
+from conftest import small_model
+from conftest import torchrun
+from torch import nn
 
-from promptswitch_nb.clip import TINY_CONFIG
-from promptswitch_nb.clip import tiny_clip
-from promptswitch_nb.datasets import write_example
-from promptswitch_nb.model import VideoCLIP
-from promptswitch_nb.train import TrainConfig
-from promptswitch_nb.train import read_log
-from promptswitch_nb.train import train
+from promptswitch_nb.train import batch_losses
 
+SCRIPT = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from promptswitch_nb.distributed import join_processes, leave_processes, rank
+from promptswitch_nb.model import load_model
+from promptswitch_nb.train import batch_losses
 
-@pytest.fixture
-def settings(tmp_path) -> dict:
-    """Return the settings of a short run in which each process draws no random numbers of its own."""
-    write_example("folder", tmp_path / "data")
-    small = TINY_CONFIG | dict(
-        vision_cfg=dict(image_size=16, patch_size=8, layers=2, width=32, head_width=16),
-        text_cfg=dict(context_length=12, width=32, heads=2, layers=2),
-    )
-    VideoCLIP(
-        tiny_clip(
-            ["the", "a", "red", "green", "blue", "square", "moves", "left", "right"], config=small
-        )
-    ).save(tmp_path / "clip")
-    return dict(
-        preset="smoke",
-        pretrained=str(tmp_path / "clip"),
-        dataset="folder",
-        data_root=str(tmp_path / "data"),
-        n_frames=2,
-        test_frames=2,
-        frames_per_chunk=2,
-        k=0,
-        batch_size=4,
-        steps=4,
-        eval_every=2,
-        log_every=1,
-        lr_clip=1e-4,
-        lr_new=1e-4,
-        threads=1,
-        device="cpu",
-    )
+torch.set_num_threads(1)
+join_processes("cpu")
+folder, found = sys.argv[1], {}
+model = load_model(f"{folder}/model")
+parallel = DistributedDataParallel(model)
+frames, ids = (part.chunk(2)[rank()] for part in torch.load(f"{folder}/batch.pt"))
+for reduction in ("batch_sum", "token_mean"):
+    model.zero_grad()
+    options = dict(end=model.clip.end, lam=0.5, reduction=reduction)
+    batch_losses(parallel(frames, ids), ids, **options)["loss"].backward()
+    found[reduction] = {name: p.grad.clone() for name, p in model.named_parameters()}
+if rank() == 0:
+    torch.save(found, f"{folder}/gradients.pt")
+dist.barrier()
+leave_processes()
+"""
 
 
-def test_two_processes_train_like_one(settings, tmp_path):
-    one = train(TrainConfig.from_dict(settings | dict(output_dir=str(tmp_path / "one"))))
-    config, two = tmp_path / "two.yaml", tmp_path / "two"
-    config.write_text(yaml.safe_dump(settings | dict(output_dir=str(two))))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "promptswitch_nb.train",
-        "--config",
-        str(config),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("validation:") == 2
-    rows = [[row for row in read_log(run) if "loss" in row] for run in (one, two)]
-    assert len(rows[0]) == len(rows[1]) == 4
-    for ours, theirs in zip(*rows):
-        for name in ("loss", "contrastive", "caption", "grad_norm", "logit_scale"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
-    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """Return a model, a batch of eight pairs, and the gradients of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    model = small_model()
+    nn.init.normal_(model.aggregation.attention.out_proj.weight, std=0.1)  # it starts at zero
+    texts = ["a red square moves left", "a ring", "a blue square", "up and up and up"]
+    texts += ["a green ring moves up .", "right", "a red ring", "left"]
+    frames, ids = torch.randn(8, 2, 3, 16, 16), model.clip.tokenize(texts)
+    model.save(folder / "model")
+    torch.save((frames, ids), folder / "batch.pt")
+    (folder / "script.py").write_text(SCRIPT)
+    torchrun(folder / "script.py", folder)
+    return model, frames, ids, torch.load(folder / "gradients.pt")
+
+
+@pytest.mark.parametrize("reduction", ["batch_sum", "token_mean"])
+def test_two_processes_have_the_gradients_of_one(case, reduction):
+    model, frames, ids, of_two = case
+    model.zero_grad()
+    options = dict(end=model.clip.end, lam=0.5, reduction=reduction)
+    batch_losses(model(frames, ids), ids, **options)["loss"].backward()
+    for name, parameter in model.named_parameters():
+        difference = (of_two[reduction][name] - parameter.grad).norm()
+        assert difference < 1e-5 * parameter.grad.norm().clamp_min(1e-3), name

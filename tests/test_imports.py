@@ -39,6 +39,7 @@ ROOMS = [
     "config",
     "distributed",
     "runs",
+    "setup",
     "train",
     "evaluate",
     "demo",

@@ -24,10 +24,37 @@ def cells(path: Path, kind: str) -> list[dict]:
     ]
 
 
+def exported(path: Path) -> list[str]:
+    """Return the sources of a notebook's exported cells."""
+    sources = ["".join(cell["source"]) for cell in cells(path, "code")]
+    return [source for source in sources if re.search(r"^#\|\s*export\b", source, re.M)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "promptswitch_nb").rglob("[!_]*.py")), ids=str)
+def test_a_module_is_one_idea(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 class TestNotebook:
     def test_is_small(self, path):
         assert path.stat().st_size < 300_000
+
+    def test_has_at_most_90_cells(self, path):
+        assert len(cells(path, "code")) + len(cells(path, "markdown")) <= 90
+
+    def test_exports_cells_of_at_most_60_lines(self, path):
+        for source in exported(path):
+            assert len(source.splitlines()) <= 60, source.splitlines()[1]
+
+    def test_names_its_module_in_the_first_code_cell(self, path):
+        sources = ["".join(cell["source"]) for cell in cells(path, "code")]
+        if path.stem != "index":
+            assert re.fullmatch(r"#\| default_exp [\w.]+", sources[0])
+        assert not any("default_exp" in source for source in sources[1:])
+
+    def test_writes_tensor(self, path):
+        assert not any("torch.Tensor" in "".join(cell["source"]) for cell in cells(path, "code"))
 
     def test_opens_with_title_and_one_sentence(self, path):
         first = "".join(cells(path, "markdown")[0]["source"])

@@ -11,11 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
-from promptswitch_nb.clip import TINY_CONFIG
-from promptswitch_nb.clip import tiny_clip
-from promptswitch_nb.datasets import write_example
-from promptswitch_nb.model import VideoCLIP
 from promptswitch_nb.model import load_model
 from promptswitch_nb.train import TrainConfig
 from promptswitch_nb.train import read_log
@@ -25,41 +22,13 @@ STEPS = 24
 
 
 @pytest.fixture
-def settings(tmp_path) -> dict:
-    """Return the settings of a run of a few seconds in which everything random takes part: frames, crops, k of F, the order of pairs."""
-    write_example("folder", tmp_path / "data")
-    small = TINY_CONFIG | dict(
-        vision_cfg=dict(image_size=16, patch_size=8, layers=2, width=32, head_width=16),
-        text_cfg=dict(context_length=12, width=32, heads=2, layers=2),
-    )
-    VideoCLIP(
-        tiny_clip(
-            ["the", "a", "red", "green", "blue", "square", "moves", "left", "right"], config=small
-        )
-    ).save(tmp_path / "clip")
-    return dict(
-        preset="official",
-        clip="tiny",
-        pretrained=str(tmp_path / "clip"),
-        dataset="folder",
-        data_root=str(tmp_path / "data"),
-        n_frames=2,
-        test_frames=2,
-        frames_per_chunk=2,
-        k=1,
-        batch_size=4,
-        steps=STEPS,
-        select_on="val",
-        eval_every=10,
-        checkpoint_every=1,
-        log_every=1,
-        ema=0.9,
-        workers=0,
-        lr_clip=1e-3,
-        lr_new=1e-3,
-        threads=1,
-        device="cpu",
-    )
+def settings(small_run) -> dict:
+    """Return the settings of a short run in which everything random takes part.
+
+    Frames, crops and k of F are drawn, and the pairs are in another order in each epoch.
+    """
+    changes = dict(preset="official", steps=STEPS, select_on="val", eval_every=10, ema=0.9)
+    return small_run | changes | dict(lr_clip=1e-3, lr_new=1e-3)
 
 
 def start(config: Path, *options: str) -> subprocess.Popen:
@@ -82,7 +51,8 @@ def kill_at(step: int, process: subprocess.Popen, folder: Path) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint."""
     return load_model(folder).state_dict()
 
 

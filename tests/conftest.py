@@ -1,0 +1,70 @@
+"""What several tests need: a tiny model to start from, and a tiny data tree."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptswitch_nb.clip import tiny_clip
+from promptswitch_nb.datasets import write_example
+from promptswitch_nb.model import PromptSwitch
+
+WORDS = [
+    *("a", "the", "red", "green", "blue", "yellow", "white", "square", "ring", "is", "moves"),
+    *("moving", "left", "right", "up", "down", "and", "."),
+]
+SMALL_CLIP = dict(
+    embed_dim=16,
+    quick_gelu=True,
+    vision_cfg=dict(image_size=16, patch_size=8, layers=2, width=32, head_width=16),
+    text_cfg=dict(context_length=12, width=32, heads=2, layers=2),
+)
+
+
+def small_model(**options) -> PromptSwitch:
+    """Make a model of the smallest useful size: P = 2, images of 16 × 16 pixels."""
+    torch.manual_seed(0)
+    config = PromptSwitch.config_of(**dict(frames_per_chunk=2, k=0) | options)
+    return PromptSwitch(tiny_clip(WORDS, config=SMALL_CLIP), config)
+
+
+def torchrun(*arguments: object, processes: int = 2, seconds: int = 200) -> str:
+    """Run a script or a module in several processes; return what they print."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", processes, *arguments]
+    done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def small_run(tmp_path: Path) -> dict:
+    """Return the settings of a training run of seconds, and make what it starts from."""
+    write_example("folder", tmp_path / "data")
+    small_model().save(tmp_path / "start")
+    return dict(
+        preset="smoke",
+        clip="tiny",
+        pretrained=str(tmp_path / "start"),
+        dataset="folder",
+        data_root=str(tmp_path / "data"),
+        output_dir=str(tmp_path / "run"),
+        model_options=dict(captioner_layers=1),
+        n_frames=2,
+        test_frames=2,
+        frames_per_chunk=2,
+        k=1,
+        batch_size=4,
+        steps=5,
+        eval_every=3,
+        checkpoint_every=1,
+        log_every=1,
+        caption_samples=2,
+        lr_clip=3e-3,
+        lr_new=3e-3,
+        workers=0,
+        threads=1,
+        device="cpu",
+    )
