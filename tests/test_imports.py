@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from configparser import ConfigParser
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -129,3 +130,22 @@ def test_imports_of_others_are_declared(path):
     declared = {NAMES.get(name, name) for name in names} | {PACKAGE} | set(sys.stdlib_module_names)
     undeclared = {name.split(".")[0] for name in imported(path)} - declared
     assert not undeclared, f"{room_of(path)} imports {sorted(undeclared)}: see settings.ini"
+
+
+PROMISED = """
+    datasets: load_pairs write_example GalleryDataset Pair
+    video: load_frames write_video VideoError frame_transform open_video
+    frames: sample_indices
+    train: TrainConfig train make_gallery
+    evaluate: EvaluateConfig evaluate
+    model: PromptSwitch load_model get_model_class
+    losses: contrastive caption frequent_word_weights
+    metrics: retrieval_metrics
+"""
+
+
+@pytest.mark.parametrize("line", PROMISED.split("\n")[1:-1], ids=lambda line: line.split(":")[0])
+def test_what_users_import_is_where_they_look_for_it(line):
+    room, names = line.split(":")
+    module = import_module(f"{PACKAGE}.{room.strip()}")
+    assert all(hasattr(module, name) for name in names.split())
