@@ -19,6 +19,7 @@ ROOMS = [
     "weights",
     "files",
     "settings",
+    "registry",
     "cube",
     "switch",
     "aggregation",
@@ -47,19 +48,7 @@ ROOMS = [
     "cli",
 ]
 # These take tensors and plain numbers, and know no model and no config.
-LEAVES = {
-    "clip",
-    "weights",
-    "files",
-    "settings",
-    "cube",
-    "switch",
-    "aggregation",
-    "captioner",
-    "losses",
-}
-LEAVES |= {"frames", "video", "annotations", "samples", "batches", "released"}
-LEAVES |= {"metrics", "motions"}
+LEAVES = {*ROOMS[: ROOMS.index("model")], "metrics", "motions"}
 # These start something; no other room imports them.
 ENDS = {"train", "evaluate", "demo", "cli"}
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
