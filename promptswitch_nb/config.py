@@ -153,7 +153,7 @@ PRESETS["smoke"] = PRESETS["paper"] | dict(
     log_every=1,
 )
 
-# %% ../nbs/06e_config.ipynb #87699244
+# %% ../nbs/06e_config.ipynb #089a00ac
 OPTIONAL = ("variant", "model_options", "progress", "device")  # None means something in these
 
 
@@ -173,7 +173,8 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
         """Take from the preset what was not given."""
         values = dict(zip(cls.names(), given.args)) | (given.kwargs or {})
         filled = {name: value for name, value in values.items() if value is not None}
-        return PRESETS.get(values.get("preset", "paper"), {}) | filled
+        preset = filled.get("preset", "paper")
+        return (PRESETS[preset] if preset in [*PRESETS] else {}) | filled
 
     @model_validator(mode="after")
     def _is_complete(self):

@@ -86,13 +86,13 @@ def set_seed(
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-# %% ../nbs/06g_runs.ipynb #c1fefe30
+# %% ../nbs/06g_runs.ipynb #3bdcc584
 @dataclass
 class Progress:
     """Count what a run has done, and remember what it found."""
 
     step: int = 0  # steps done
-    epoch: int = 0  # epochs done
+    epoch: int = 0  # the present epoch, from 0
     batches_done: int = 0  # batches done of the present epoch
     seconds: float = 0.0  # time spent
     history: list[dict] = field(default_factory=list)  # the metrics of each evaluation
@@ -191,7 +191,7 @@ def load_average(
         state = average.state_dict() | named | dict(n_averaged=torch.ones((), dtype=torch.long))
     average.load_state_dict(state)
 
-# %% ../nbs/06g_runs.ipynb #8532ee41
+# %% ../nbs/06g_runs.ipynb #c2994bbc
 MAY_CHANGE = (
     "resume",
     "data_root",
@@ -205,7 +205,7 @@ MAY_CHANGE = (
     "progress",
     "device",
     "threads",
-)  # settings that do not change the weights
+)  # settings that say where and how fast a run goes, not what it computes
 
 
 def find_run(

@@ -6,10 +6,11 @@
 __all__ = ['AtLeast0', 'Share', 'ConfigError', 'unknown_setting', 'Settings', 'settings', 'required', 'read_yaml', 'field_help',
            'add_options', 'read_arguments']
 
-# %% ../nbs/00c_settings.ipynb #f3539f96
+# %% ../nbs/00c_settings.ipynb #efd525f0
 import argparse
 import dataclasses
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 from typing import Any
@@ -147,7 +148,7 @@ def read_yaml(
         )
     return values
 
-# %% ../nbs/00c_settings.ipynb #9c4aa925
+# %% ../nbs/00c_settings.ipynb #e08e0544
 def field_help(
     cls: type,  # a class of settings
 ) -> dict[str, str]:  # setting -> what it is
@@ -166,11 +167,24 @@ def _choices(kind: Any) -> list[str]:
     return [word for part in get_args(kind) for word in _choices(part)]
 
 
-def _yaml_value(text: str) -> Any:
-    """Read what an option was given."""
-    return yaml.safe_load(text) if text else ""
+def _reader(kind: Any) -> Callable[[str], Any]:
+    """Make a function that reads what an option of this type was given."""
+    kinds = {kind, *get_args(kind)}
+    is_text = str in kinds or bool(_choices(kind))
 
-# %% ../nbs/00c_settings.ipynb #3b4fd0b3
+    def read(text: str) -> Any:
+        if text == "null" and type(None) in kinds:
+            return None
+        if is_text and not (dict in kinds and text.startswith("{")):
+            return text
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text  # pydantic will say what it should have been
+
+    return read
+
+# %% ../nbs/00c_settings.ipynb #33698494
 def add_options(
     parser: argparse.ArgumentParser,
     cls: type,  # a class of settings
@@ -185,7 +199,7 @@ def add_options(
         if setting.default not in (None, "", dataclasses.MISSING):
             text += f" (default: {setting.default})"
         spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
-        common = dict(type=_yaml_value, metavar=name.upper(), help=text)
+        common = dict(type=_reader(kinds[name]), metavar=name.upper(), help=text)
         if name == positional:
             parser.add_argument(name, nargs="?", **common)
             continue
