@@ -53,6 +53,10 @@ setup(
     packages=find_packages(include=["promptswitch_nb", "promptswitch_nb.*"]),
     install_requires=requirements,
     extras_require={"dev": cfg["dev_requirements"].split()},
-    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(),
+        "promptswitch_nb.systems": cfg["systems"].split(),
+        "promptswitch_nb.encoders": cfg["encoders"].split(),
+    },
     zip_safe=False,
 )

@@ -52,6 +52,7 @@ class Format(NamedTuple):
     variants: tuple = (None,)  # the first is the default
     splits: tuple | None = ("train", "val", "test")  # None: the files say which there are
     example: Example | None = None  # None: there is no miniature
+    mirrors: bool = True  # its captions stay true when a video is mirrored
 
 
 FORMATS: dict[str, Format] = {}
@@ -439,7 +440,7 @@ FORMATS["folder"] = Format(
     splits=None,
     example=Example(_write_folder, "square_{0}.mp4", "{0}"),
 )
-FORMATS["shapes"] = FORMATS["folder"]._replace(example=None)
+FORMATS["shapes"] = FORMATS["folder"]._replace(example=None, mirrors=False)
 
 # %% ../nbs/06b_datasets.ipynb #b0e1e789
 def split_names(

@@ -25,7 +25,7 @@ from .settings import settings
 from .shapes import make_shapes
 from .train import train
 
-# %% ../nbs/08a_demo.ipynb #57cf7e95
+# %% ../nbs/08a_demo.ipynb #a359f252
 SHARED = dict(
     preset="paper",
     clip="tiny",
@@ -39,6 +39,10 @@ SHARED = dict(
     log_every=50,
     checkpoint_every=200,
     weight_decay=0.05,
+    warmup=0.1,
+    clip_grad=1.0,
+    max_logit_scale=100.0,
+    repeats="defer",
 )
 STAGES = dict(  # what each run changes
     stills=dict(
@@ -91,14 +95,14 @@ def stage_config(
         own["pretrained"] = str(folder / "stills" / "best")
     return TrainConfig.from_dict(SHARED | own | STAGES[stage] | changes)
 
-# %% ../nbs/08a_demo.ipynb #15a421f9
+# %% ../nbs/08a_demo.ipynb #3195188a
 def save_pictures(
     encoded: Encoded,  # from evaluate
     path: Path,  # the picture to write
     title: str,  # name of the system
 ) -> None:
     """Draw what a system finds for some queries, and where it fails most."""
-    queries = [len(encoded.text) * i // 3 for i in range(3)] + worst_queries(encoded, 3)
+    queries = [len(encoded.queries.texts) * i // 3 for i in range(3)] + worst_queries(encoded, 3)
     title = f"{title}: three queries, and the three worst failures"
     fig = show_retrieved(encoded, queries, title=title)
     fig.savefig(path, dpi=100)
@@ -128,7 +132,6 @@ def run_demo(
                 "shapes",
                 config.data,
                 split=split,
-                n_frames=6,
                 batch_size=64,
                 run=f"{name}-{stage}-{split}",
                 results_dir=config.results_dir,

@@ -19,13 +19,14 @@ from torch import Tensor
 from .config import EvaluateConfig as EvaluateConfig
 from .datasets import load_pairs
 from .files import write_json
+from .frames import PRESET_VIEWS
 from .gallery import Encoded
 from .gallery import encode_split
 from .gallery import encode_texts
+from .gallery import gallery_metrics
+from .gallery import gallery_ranks
+from .gallery import paired_similarity
 from .metrics import markdown_table
-from .metrics import ranks
-from .metrics import retrieval_metrics
-from .model import VideoCLIP
 from .model import load_model
 from .runs import provenance
 from .samples import BadVideos
@@ -61,19 +62,21 @@ def selection_rule(
 
 # %% ../nbs/08_evaluate.ipynb #794507cd
 def motion_pair_accuracy(
-    model: VideoCLIP,
-    video: Tensor,  # (N,E) unit norm
-    videos: list,  # the N gallery entries
+    encoded: Encoded,  # from encode_split
     root: str | Path,  # folder of the moving shapes
     split: str = "test",
 ) -> dict[str, float]:  # percent, and its standard error
     """Score the choice between a caption and the caption of the video played backwards."""
     pair_of = {pair.video_id: pair for pair in motion_pairs(root, split)}
-    rows = [n for n, entry in enumerate(videos) if entry.video_id in pair_of]
-    pairs = [pair_of[videos[n].video_id] for n in rows]
-    forward = encode_texts(model, [pair.caption for pair in pairs])
-    backward = encode_texts(model, [pair.reversed_caption for pair in pairs])
-    margin = ((forward - backward) * video[rows]).sum(-1)
+    rows = [n for n, entry in enumerate(encoded.videos) if entry.video_id in pair_of]
+    pairs = [pair_of[encoded.videos[n].video_id] for n in rows]
+    video = {name: values[rows] for name, values in encoded.video.items()}
+
+    def similarity(texts: list[str]) -> Tensor:
+        return paired_similarity(encoded.model, encode_texts(encoded.model, texts), video)
+
+    forward = similarity([pair.caption for pair in pairs])
+    margin = forward - similarity([pair.reversed_caption for pair in pairs])
     share = ((margin > 0).double() + 0.5 * (margin == 0).double()).mean().item()
     error = (share * (1 - share) / len(rows)) ** 0.5
     return {"motion pairs": 100 * share, "motion pairs se": 100 * error}
@@ -86,33 +89,28 @@ def evaluate(
     start, c = time.perf_counter(), config
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(c.checkpoint, captioner=False).eval().to(device)
-    training = _training_record(c.checkpoint)
-    trained_as = training["config"]["preset"] if training else "paper"
-    preset = c.preset or ("official" if trained_as == "official" else "paper")
+    seen = model.preprocess.changed(**PRESET_VIEWS.get(c.preset, {}), test_frames=c.n_frames)
+    model.preprocess = seen
     gallery = GalleryDataset(
-        load_pairs(c.dataset, c.data_root, c.split, variant=c.variant or None),
-        n_frames=c.n_frames,
-        frames_per_chunk=model.frames_per_chunk,
-        image_size=model.clip.image_size,
-        preset=preset,
+        load_pairs(c.dataset, c.data_root, c.split, variant=c.variant or None), seen
     )
     folder, run = Path(c.results_dir), c.run or run_name(c)
     bad = BadVideos(folder / f"{run}-bad_videos.csv", len(gallery), max_share=c.max_bad_share)
     encoded = encode_split(model, gallery, batch_size=c.batch_size, workers=c.workers)
     bad.add(encoded.failures)
     bad.check()
-    metrics = retrieval_metrics(encoded.text, encoded.video, encoded.queries.video_of_text)
+    metrics = gallery_metrics(encoded, rerank=c.rerank, memory_mb=c.memory_mb)
     if c.dataset == "shapes":
-        videos = encoded.videos
-        metrics |= motion_pair_accuracy(model, encoded.video, videos, c.data_root, c.split)
+        metrics |= motion_pair_accuracy(encoded, c.data_root, c.split)
     results = dict(
         run=run,
         metrics=metrics,
         computed_on=encoded.queries.coverage,
         bad_videos=bad.summary(),
         chosen=selection_rule(c.checkpoint),
-        training=training,
-        config=dataclasses.asdict(c) | dict(preset=preset),
+        training=_training_record(c.checkpoint),
+        config=dataclasses.asdict(c),
+        preprocess=dataclasses.asdict(seen),
         **provenance(device),
         seconds=round(time.perf_counter() - start, 1),
     )
@@ -203,7 +201,7 @@ def strip(
     )
     return torch.cat(list(small.permute(0, 2, 3, 1)), dim=1).clamp(0, 255).byte()
 
-# %% ../nbs/08_evaluate.ipynb #bbd9032c
+# %% ../nbs/08_evaluate.ipynb #0a1b0919
 def show_retrieved(
     encoded: Encoded,  # from evaluate
     queries: list[int],  # which captions
@@ -212,12 +210,12 @@ def show_retrieved(
     title: str = "",
 ) -> plt.Figure:
     """Draw each query's best videos as strips, the right one framed in green."""
-    rank = ranks(encoded.text, encoded.video, encoded.queries.video_of_text)["t2v"]
-    top, tall = min(top, len(encoded.video)), 0.85 * len(queries) + 0.4
+    rank = gallery_ranks(encoded)
+    top, tall = min(top, len(encoded.videos)), 0.85 * len(queries) + 0.4
     fig, axes = plt.subplots(len(queries), top, figsize=(2.1 * top, tall), squeeze=False)
     for row, q in zip(axes, queries):
         right = int(encoded.queries.video_of_text[q])
-        best = (encoded.video @ encoded.text[q]).topk(top).indices.tolist()
+        best = encoded.similarity([q])[0].topk(top).indices.tolist()
         for ax, n in zip(row, best):
             ax.imshow(strip(encoded.videos[n].path), aspect="auto")
             ax.set(xticks=[], yticks=[])
@@ -239,7 +237,7 @@ def worst_queries(
     n: int = 4,  # how many
 ) -> list[int]:  # captions, the worst first, one a video
     """Find the captions whose video is ranked lowest."""
-    rank = ranks(encoded.text, encoded.video, encoded.queries.video_of_text)["t2v"]
+    rank = gallery_ranks(encoded)
     worst = {}  # video -> its caption of the lowest rank
     for q in rank.argsort(descending=True).tolist():
         worst.setdefault(int(encoded.queries.video_of_text[q]), q)

@@ -43,7 +43,7 @@ def is_installed(
     """Tell whether a path leads into a package that was installed, and not just lies about."""
     return re.split(r"[:.]", path)[0] in packages_distributions()
 
-# %% ../nbs/00d_registry.ipynb #5497c2d8
+# %% ../nbs/00d_registry.ipynb #dbf239d1
 class Registry:
     """Hold classes of one kind by their names."""
 
@@ -60,13 +60,13 @@ class Registry:
         self,
         name: str,  # the name in configs and in saved models
     ) -> Callable[[type], type]:  # a decorator
-        """Register a class under a name, which becomes its attribute `name`."""
+        """Register a class under a name."""
 
         def add(cls: type) -> type:
             known = self.classes.get(name)
             if known is not None and known.__qualname__ != cls.__qualname__:
                 raise ValueError(f"the {self.kind} name {name!r} is taken by {known.__name__}")
-            self.classes[name], cls.name = cls, name
+            self.classes[name] = cls
             return cls
 
         return add
@@ -87,13 +87,18 @@ class Registry:
             if point.name == name:
                 return self.register(name)(point.load())
         if re.search("[:.]", name):
-            cls = import_class(name)
-            if "name" not in vars(cls):
-                cls.name = path_of(cls)
-            return cls
+            return import_class(name)
         near = difflib.get_close_matches(name, self.names(), n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {self.known()}"
         raise ValueError(f"unknown {self.kind} {name!r}; {hint}")
+
+    def name_of(
+        self,
+        cls: type,
+    ) -> str:  # a name, or the import path of a class that has none
+        """Give the name under which `get` finds a class."""
+        names = [name for name, known in self.classes.items() if known is cls]
+        return names[0] if names else path_of(cls)
 
     def known(self) -> str:
         """List the names for a message."""

@@ -191,7 +191,7 @@ def load_average(
         state = average.state_dict() | named | dict(n_averaged=torch.ones((), dtype=torch.long))
     average.load_state_dict(state)
 
-# %% ../nbs/06g_runs.ipynb #c2994bbc
+# %% ../nbs/06g_runs.ipynb #a9d7e6fe
 MAY_CHANGE = (
     "resume",
     "data_root",
@@ -222,10 +222,10 @@ def find_run(
             "or choose another output_dir."
         )
     then = json.loads(file.read_text(encoding="utf-8"))
-    for name in now:
-        if name not in MAY_CHANGE and then.get(name) != now[name]:
+    for name in sorted(then.keys() & now.keys()):  # an older version knew fewer settings
+        if name not in MAY_CHANGE and then[name] != now[name]:
             raise ConfigError(
-                f"the run in {folder} has {name}: {then.get(name)}, the config now says "
+                f"the run in {folder} has {name}: {then[name]}, the config now says "
                 f"{now[name]}: set it back, or choose another output_dir."
             )
     return (folder / "last").exists()

@@ -7,7 +7,6 @@ __all__ = ['DecodedClip', 'FrameSource', 'VideoTextDataset', 'collate', 'loader_
            'BadVideos']
 
 # %% ../nbs/05e_samples.ipynb #02e5bd9b
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +21,7 @@ from .annotations import DataError
 from .annotations import Pair
 from .annotations import read_table
 from .files import write_csv
-from .frames import frame_transform
-from .frames import sample_indices
+from .frames import Preprocess
 from .video import VideoError
 from .video import VideoReader
 from .video import open_video
@@ -55,18 +53,13 @@ class FrameSource:
 
     def __init__(
         self,
-        transform: Callable,  # ((F, H, W, 3) uint8, generator=) -> (F, 3, H, W)
+        preprocess: Preprocess,  # how the model sees
         *,
-        n_frames: int,  # F
-        frames_per_chunk: int | None,  # P, or None for one chunk
-        mode: str,  # how frames are drawn, see `sample_indices`
+        train: bool,  # sample and transform as in training
         cache: bool = False,  # keep in memory what was read; for small data only
-        fixed: bool = False,  # nothing is drawn: keep finished frames instead of clips
     ):
-        self.transform = transform
-        self.draw = partial(
-            sample_indices, n_frames=n_frames, frames_per_chunk=frames_per_chunk, mode=mode
-        )
+        self.preprocess, self.train = preprocess, train
+        fixed = preprocess.is_fixed  # nothing is drawn: keep finished frames instead of clips
         self.clips = {} if cache and not fixed else None  # path -> decoded clip
         self.finished = {} if cache and fixed else None  # path -> frames
 
@@ -91,9 +84,10 @@ def __call__(
     """Read, sample and transform."""
     if self.finished is not None and path in self.finished:
         return self.finished[path]
-    frames = read_frames(self.open(path), partial(self.draw, rng=rng))
+    choose = partial(self.preprocess.choose_frames, train=self.train, rng=rng)
+    frames = read_frames(self.open(path), choose)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-    frames = self.transform(frames, generator=generator)
+    frames = self.preprocess.to_input(frames, train=self.train, generator=generator)
     if self.finished is not None:
         self.finished[path] = frames
     return frames
@@ -105,27 +99,15 @@ class VideoTextDataset(Dataset):
     def __init__(
         self,
         pairs: list[Pair],  # captions and their video files
+        preprocess: Preprocess,  # how the model sees
         *,
-        n_frames: int = 6,  # F
-        frames_per_chunk: int | None = 6,  # P, or None for one chunk
-        image_size: int = 224,  # H = W, in pixels
-        mode: str = "random",  # how frames are drawn, see `sample_indices`
-        augment: bool = True,  # random crop and flip; False: the transform of the test
-        flip: bool = True,  # mirror every second video; False where captions say left and right
-        preset: str = "official",  # whose transform: official or paper (D14)
         seed: int = 0,  # of everything random
         cache: bool = False,  # keep decoded clips in memory; each worker keeps its own
         max_tries: int = 10,  # pairs to try until one can be decoded
     ):
         self.pairs, self.seed, self.max_tries = list(pairs), seed, max_tries
-        self.source = FrameSource(
-            frame_transform(image_size, train=augment, preset=preset, flip=flip),
-            n_frames=n_frames,
-            frames_per_chunk=frames_per_chunk,
-            mode=mode,
-            cache=cache,
-            fixed=not augment and mode.endswith("uniform"),
-        )
+        self.preprocess = preprocess
+        self.source = FrameSource(preprocess, train=True, cache=cache)
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def __len__(self):
@@ -199,20 +181,26 @@ class GalleryDataset(Dataset):
     def __init__(
         self,
         pairs: list[Pair],  # captions and their video files
+        preprocess: Preprocess | None = None,  # how the model sees; None: as the next five say
         *,
         n_frames: int = 12,  # F
         frames_per_chunk: int | None = 6,  # P, or None for one chunk
         image_size: int = 224,  # H = W, in pixels
-        mode: str = "uniform",  # how frames are drawn, see `sample_indices`
-        preset: str = "official",  # whose transform: official or paper (D14)
-        seed: int = 0,  # of the frames, where `mode` draws them
+        mode: str = "uniform",  # which frames, see `SAMPLING_MODES`
+        preset: str = "paper",  # whose transform: official or paper (D14)
+        seed: int = 0,  # of the frames, where they are drawn
     ):
         self.pairs, self.seed = list(pairs), seed
         self.videos = list({pair.video_id: pair for pair in self.pairs}.values())
-        transform = frame_transform(image_size, train=False, preset=preset)
-        self.source = FrameSource(
-            transform, n_frames=n_frames, frames_per_chunk=frames_per_chunk, mode=mode
+        self.preprocess = preprocess or Preprocess(
+            image_size=image_size,
+            transform="crop" if preset == "official" else "whole_frame",
+            test_sampler=mode,
+            n_frames=n_frames,
+            test_frames=n_frames,
+            frames_per_chunk=frames_per_chunk,
         )
+        self.source = FrameSource(self.preprocess, train=False)
 
     def __len__(self):
         return len(self.videos)

@@ -29,8 +29,8 @@ from av.error import FFmpegError
 from torch import Tensor
 
 from .files import atomic_file
+from .frames import Preprocess
 from .frames import frame_transform as frame_transform
-from .frames import sample_indices
 
 try:
     import decord
@@ -447,19 +447,16 @@ def read_frames(
 # %% ../nbs/05c_video.ipynb #4d57c104
 def load_frames(
     path: str | Path,  # a video file
+    preprocess: Preprocess | None = None,  # how the model sees; None: the paper's record
     *,
-    n_frames: int = 12,  # F
-    frames_per_chunk: int | None = 6,  # P, a divisor of F; None: one chunk
-    image_size: int = 224,  # S
-    mode: str = "uniform",  # which frames, see `sample_indices`
-    transform: Callable | None = None,  # as from frame_transform; None: frame_transform(image_size)
-    rng: np.random.Generator | None = None,  # draws frames in random modes, seeds the transform
+    n_frames: int | None = None,  # F; None: as the record says
+    image_size: int | None = None,  # S, in pixels; None: as the record says
+    train: bool = False,  # sample and transform as in training
+    rng: np.random.Generator | None = None,  # draws what is random in training
 ) -> Tensor:  # (F, 3, S, S) float32, CLIP-normalised, chunk order
     """Read, sample and transform a video; VideoError if it cannot be read."""
-    transform = transform or frame_transform(image_size)
-    draw = partial(
-        sample_indices, n_frames=n_frames, frames_per_chunk=frames_per_chunk, mode=mode, rng=rng
-    )
-    frames = read_frames(open_video(path), draw)
+    seen = (preprocess or Preprocess()).changed(image_size=image_size)
+    seen = seen.changed(**{"n_frames" if train else "test_frames": n_frames})
+    frames = read_frames(open_video(path), partial(seen.choose_frames, train=train, rng=rng))
     generator = None if rng is None else torch.Generator().manual_seed(int(rng.integers(2**63)))
-    return transform(frames, generator=generator)
+    return seen.to_input(frames, train=train, generator=generator)

@@ -10,6 +10,7 @@ import torch
 from promptswitch_nb.clip import tiny_clip
 from promptswitch_nb.datasets import write_example
 from promptswitch_nb.model import PromptSwitch
+from promptswitch_nb.model import make_system
 
 WORDS = [
     *("a", "the", "red", "green", "blue", "yellow", "white", "square", "ring", "is", "moves"),
@@ -23,11 +24,16 @@ SMALL_CLIP = dict(
 )
 
 
-def small_model(**options) -> PromptSwitch:
+def small_model(*, fusion: str = "mean", **options) -> PromptSwitch:
     """Make a model of the smallest useful size: P = 2, images of 16 × 16 pixels."""
     torch.manual_seed(0)
-    config = PromptSwitch.config_of(**dict(frames_per_chunk=2, k=0) | options)
-    return PromptSwitch(tiny_clip(WORDS, config=SMALL_CLIP), config)
+    spec = dict(encoder="prompt_switch", fusion=fusion)
+    without_chance = dict(dropout=0.0) if fusion == "xpool" else {}
+    return make_system(
+        spec,
+        tiny_clip(WORDS, config=SMALL_CLIP),
+        options=dict(encoder=dict(frames_per_chunk=2, k=0) | options, fusion=without_chance),
+    )
 
 
 def torchrun(*arguments: object, processes: int = 2, seconds: int = 200) -> str:
@@ -41,16 +47,21 @@ def torchrun(*arguments: object, processes: int = 2, seconds: int = 200) -> str:
 
 @pytest.fixture
 def small_run(tmp_path: Path) -> dict:
+    """Return the settings of a training run of seconds."""
+    return small_settings(tmp_path)
+
+
+def small_settings(folder: Path) -> dict:
     """Return the settings of a training run of seconds, and make what it starts from."""
-    write_example("folder", tmp_path / "data")
-    small_model().save(tmp_path / "start")
+    write_example("folder", folder / "data")
+    small_model().save(folder / "start")
     return dict(
         preset="smoke",
         clip="tiny",
-        pretrained=str(tmp_path / "start"),
+        pretrained=str(folder / "start"),
         dataset="folder",
-        data_root=str(tmp_path / "data"),
-        output_dir=str(tmp_path / "run"),
+        data_root=str(folder / "data"),
+        output_dir=str(folder / "run"),
         model_options=dict(captioner_layers=1),
         n_frames=2,
         test_frames=2,

@@ -1,13 +1,20 @@
 """Each file in configs/ is a config under both presets; only its data may be missing."""
 
+import json
 from pathlib import Path
 
 import pytest
+from conftest import small_settings
 
+from promptswitch_nb.model import load_model
 from promptswitch_nb.settings import read_yaml
 from promptswitch_nb.train import TrainConfig
+from promptswitch_nb.train import read_log
+from promptswitch_nb.train import train
 
-CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+TABLE_1 = sorted((FOLDER / "table1").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
@@ -25,3 +32,80 @@ def test_the_papers_datasets_have_the_papers_settings(name):
     assert (c.clip, c.n_frames, c.test_frames, c.k) == ("ViT-B-32-quickgelu", 6, 12, 3)
     assert (c.lam, c.epochs, c.batch_size) == (0.5, 10, 128)
     assert (c.lr_clip, c.lr_new) == (3e-5, 3e-5)
+
+
+@pytest.mark.parametrize("path", TABLE_1, ids=lambda path: path.stem)
+def test_a_row_of_table_1_builds_and_learns_as_it_says(path, small_run):
+    """Of the config, only the sizes are changed: what the row is about stays."""
+    values = read_yaml(path)
+    about = {key: values[key] for key in ("model", "model_options", "lam") if key in values}
+    settings = {k: v for k, v in small_run.items() if k not in ("model_options", "preset")}
+    config = TrainConfig.from_dict(settings | dict(preset="paper", evals_per_epoch=0) | about)
+    model = load_model(train(config) / "best")
+    groups = set(model.parameter_groups()) - {"clip"}
+    expected = {
+        "mean": set(),
+        "switch": {"cube"},
+        "switch_temporal": {"cube", "temporal"},
+        "switch_aggregation": {"cube", "aggregation"},
+        "full": {"cube", "aggregation", "captioner"},
+        "cube_without_switch": {"cube", "aggregation"},
+    }
+    assert groups == expected[path.stem]
+    assert path.stem == "mean" or (path.stem == "cube_without_switch") != model.config.switch
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        dict(model_options=dict(residual="kept")),  # D1
+        dict(model_options=dict(aggregate_over="chunk")),  # D2
+        dict(model_options=dict(cube_std_by_width=True)),  # D3
+        dict(lr_clip=1e-6, lr_new=1e-5),  # D5
+        dict(warmup=0.5),  # D6
+        dict(weight_decay=0.2),  # D6
+        dict(clip_grad=1e-3),  # D6
+        dict(max_logit_scale=10.0),  # D6
+        dict(model_options=dict(frame_norm="after_projection")),  # D7
+        dict(model_options=dict(captioner_reads="joint")),  # D8
+        dict(model_options=dict(captioner_layers=2), k=0),  # D10
+        dict(caption_reduction="token_mean"),  # D11
+        dict(caption_weights="frequent"),  # D12
+        dict(tfidf_floor=0.0, tfidf_end=0.0),  # D12, to the letter
+        dict(transform="crop", flip=True),  # D14
+        dict(train_sampler="official_random", test_sampler="official_uniform"),  # D15
+        dict(repeats="drop"),  # D16
+        dict(warmup=0.5, warmup_from_zero=True),  # D20
+        dict(optimizer="adamw_transformers"),  # D20
+    ],
+    ids=str,
+)
+def test_one_difference_at_a_time_changes_a_run(difference, plain_run, tmp_path):
+    """Each row of the table of differences is a setting of its own, and it is obeyed."""
+    settings, losses = plain_run
+    options = settings["model_options"] | difference.get("model_options", {})
+    changes = difference | dict(model_options=options, output_dir=str(tmp_path / "run"))
+    folder = train(TrainConfig.from_dict(settings | changes))
+    assert losses_of(folder) != losses
+    record = json.loads((folder / "best" / "run.json").read_text())
+    for name, value in difference.items():
+        assert name == "model_options" or record["config"][name] == value
+
+
+def losses_of(folder: Path) -> list[float]:
+    """Read the losses of a run."""
+    return [row["loss"] for row in read_log(folder) if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory) -> tuple[dict, list[float]]:
+    """Train the preset without any difference, twice; return its settings and its losses."""
+    folder = tmp_path_factory.mktemp("plain")
+    plain = dict(preset="paper", n_frames=4, test_frames=4, steps=4, eval_every=4, batch_size=8)
+    settings = small_settings(folder) | plain
+    runs = []
+    for name in ("one", "two"):
+        config = TrainConfig.from_dict(settings | dict(output_dir=str(folder / name)))
+        runs.append(losses_of(train(config)))
+    assert runs[0] == runs[1]
+    return settings, runs[0]

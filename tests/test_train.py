@@ -15,14 +15,14 @@ from torch import Tensor
 from promptswitch_nb.datasets import GalleryDataset
 from promptswitch_nb.datasets import load_pairs
 from promptswitch_nb.gallery import encode_split
-from promptswitch_nb.metrics import retrieval_metrics
+from promptswitch_nb.gallery import gallery_metrics
 from promptswitch_nb.model import load_model
 from promptswitch_nb.settings import ConfigError
 from promptswitch_nb.settings import read_arguments
 from promptswitch_nb.setup import build_model
+from promptswitch_nb.steps import Stepper
 from promptswitch_nb.train import TrainConfig
 from promptswitch_nb.train import Trainer
-from promptswitch_nb.train import batch_losses
 from promptswitch_nb.train import main
 from promptswitch_nb.train import read_log
 from promptswitch_nb.train import train
@@ -108,20 +108,20 @@ def trainer(small_run) -> Trainer:
     """Return a trainer that cuts its batches into two parts."""
     config = TrainConfig.from_dict(small_run | dict(accumulate=2, k=0))
     trainer = Trainer(config, torch.device("cpu"))
+    trainer.model.train()
     yield trainer
     trainer.log.close()
 
 
 def test_the_gradient_of_parts_is_the_mean_of_their_gradients(trainer):
     batch, model = next(trainer.batches()), trainer.model
-    with mock.patch.object(Trainer, "update", lambda self, terms: terms):
+    with mock.patch.object(Stepper, "update", lambda self, number, row: row):
         terms = trainer.train_step(batch)
-    ids = model.clip.tokenize(batch["captions"])
+    ids = model.tokenize(batch["captions"])
     losses = []
     for part in (slice(0, 2), slice(2, 4)):
-        out = model(batch["frames"][part], ids[part])
-        options = dict(end=model.clip.end, lam=0.5, weights=trainer.weights)
-        losses.append(batch_losses(out, ids[part], **options)["loss"])
+        text, video = model.text_features(ids[part]), model.video_features(batch["frames"][part])
+        losses.append(model.losses(text, video, ids[part])["loss"])
     gradients = torch.autograd.grad(sum(losses) / 2, [*model.parameters()])
     assert terms["loss"] == pytest.approx(sum(losses).item() / 2, abs=1e-5)
     for parameter, gradient in zip(model.parameters(), gradients):
@@ -189,15 +189,14 @@ def test_real_clips_can_be_learned_by_heart(tmp_path):
         workers=0,
         lr_clip=1e-3,
         lr_new=2e-3,
-        weight_decay=0.0,
+        warmup=0.1,
+        clip_grad=1.0,
         test_frames=6,
         model_options=dict(captioner_layers=1),
     )
     model = load_model(run(settings) / "last")
     pairs = load_pairs("folder", root, "train")
-    gallery = GalleryDataset(pairs, n_frames=6, image_size=48, preset="paper")
-    found = encode_split(model, gallery)
-    metrics = retrieval_metrics(found.text, found.video, found.queries.video_of_text)
+    metrics = gallery_metrics(encode_split(model, GalleryDataset(pairs, model.preprocess)))
     assert metrics["videos"] == len(captioned)
     assert (metrics["t2v/R@1"], metrics["v2t/R@1"]) == (100, 100)
 
