@@ -30,8 +30,10 @@ def import_class(
     """Import the class that a path leads to."""
     match = PATH.fullmatch(path)
     try:
+        if match is None:
+            raise ImportError("it is no import path")
         return getattr(import_module(match["module"]), match["name"])
-    except (TypeError, ImportError, AttributeError) as error:
+    except (ImportError, AttributeError) as error:
         raise ValueError(
             f"{path!r} leads to no class ({error}): write package.module:Class, and install it"
         ) from error

@@ -169,7 +169,7 @@ def _choices(kind: Any) -> list[str]:
 
 def _reader(kind: Any) -> Callable[[str], Any]:
     """Make a function that reads what an option of this type was given."""
-    kinds = {kind, *get_args(kind)}
+    kinds = {get_origin(part) or part for part in (kind, *get_args(kind))}
     is_text = str in kinds or bool(_choices(kind))
 
     def read(text: str) -> Any:
