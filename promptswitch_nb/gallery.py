@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -129,9 +130,10 @@ class Encoded:
     ) -> Tensor:  # (number of captions, N)
         """Compare captions with all videos."""
         text = {name: values[queries] for name, values in self.text.items()}
+        bounded = partial(self.model.similarity, memory_mb=memory_mb)
         if rerank and not self.model.offline:
-            return two_stage(text, self.video, self.model.similarity, k=rerank)
-        return self.model.similarity(text, self.video, memory_mb=memory_mb)
+            return two_stage(text, self.video, bounded, k=rerank)
+        return bounded(text, self.video)
 
 # %% ../nbs/06da_gallery.ipynb #2d1b01b4
 def check_view(
