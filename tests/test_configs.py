@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import small_settings
 
+from promptswitch_nb.model import PromptSwitch
 from promptswitch_nb.model import load_model
 from promptswitch_nb.settings import read_yaml
 from promptswitch_nb.train import TrainConfig
@@ -32,6 +33,48 @@ def test_the_papers_datasets_have_the_papers_settings(name):
     assert (c.clip, c.n_frames, c.test_frames, c.k) == ("ViT-B-32-quickgelu", 6, 12, 3)
     assert (c.lam, c.epochs, c.batch_size) == (0.5, 10, 128)
     assert (c.lr_clip, c.lr_new) == (3e-5, 3e-5)
+
+
+D_TABLE = {  # setting: its value in the paper, in the released code; as the index's table has them
+    "lr_clip": (3e-5, 1e-6),  # D5
+    "lr_new": (3e-5, 1e-5),
+    "warmup": (0, 0.1),  # D6
+    "weight_decay": (0, 0.2),
+    "clip_grad": (0, 1),
+    "max_logit_scale": (0, 100),
+    "batch_size": (128, 32),  # D10
+    "epochs": (10, 5),
+    "k": (3, 0),
+    "caption_reduction": ("batch_sum", "token_mean"),  # D11
+    "caption_weights": ("tfidf", "frequent"),  # D12
+    "transform": ("whole_frame", "crop"),  # D14
+    "flip": (False, True),
+    "train_sampler": ("uniform", "official_random"),  # D15
+    "test_sampler": ("uniform", "official_uniform"),
+    "repeats": ("keep", "drop"),  # D16
+    "select_on": ("val", "official"),  # D17
+    "evals_per_epoch": (1, 10),
+    "optimizer": ("adamw", "adamw_transformers"),  # D20
+    "warmup_from_zero": (False, True),
+}
+D_OPTIONS = {
+    "residual": ("switched", "kept"),  # D1
+    "aggregate_over": ("video", "chunk"),  # D2
+    "cube_std_by_width": (False, True),  # D3
+    "frame_norm": ("before_projection", "after_projection"),  # D7
+    "captioner_reads": ("width", "joint"),  # D8
+    "captioner_layers": (3, 2),  # D10
+}
+
+
+@pytest.mark.parametrize("column, preset", [(0, "paper"), (1, "official")])
+def test_a_preset_is_a_column_of_the_table(column, preset):
+    own = dict(preset=preset, dataset="msvd", data_root="x", output_dir="x")
+    config = TrainConfig(**own)
+    for name, values in D_TABLE.items():
+        assert getattr(config, name) == values[column], name
+    for name, values in D_OPTIONS.items():
+        assert getattr(PromptSwitch.PRESETS[preset], name) == values[column], name
 
 
 @pytest.mark.parametrize("path", TABLE_1, ids=lambda path: path.stem)
