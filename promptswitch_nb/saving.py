@@ -25,6 +25,7 @@ from .files import write_json
 from .files import write_text
 from .frames import PRESET_VIEWS
 from .frames import Preprocess
+from .fusion import Fusion
 from .fusion import fusions
 from .registry import Registry
 from .registry import is_installed
@@ -32,7 +33,6 @@ from .registry import path_of
 from .system import ENCODERS
 from .system import SYSTEMS
 from .system import VideoCLIP
-from .system import make_fusion
 from .weights import load_clip
 from .weights import load_state
 
@@ -95,7 +95,7 @@ def _find(where: dict[str, str], base: type, *registries: Registry) -> type:
             return registry.get(where["name"])
     if not is_installed(where["path"]):
         raise ValueError(
-            f"the model is a {where['path']}, of a package that is not installed: install it"
+            f"the model needs {where['path']}, of a package that is not installed: install it"
         )
     cls = registries[0].get(where["path"])
     if not (isinstance(cls, type) and issubclass(cls, base)):
@@ -137,14 +137,11 @@ def load_model(
     cls = _find(description["model"], VideoCLIP, SYSTEMS, ENCODERS)
     tokenizer = tokenizer_from_json(description["tokenizer"])
     towers = CLIPTowers(description["clip"], tokenizer=tokenizer)
-    where = description["fusion"]
-    fusion_name = where["name"] if where["name"] in fusions.names() else where["path"]
-    if fusion_name == where["path"] and not is_installed(where["path"]):
-        raise ValueError(f"the fusion is a {where['path']}, which is not installed: install it")
+    fusion = _find(description["fusion"], Fusion, fusions)
     model = cls(
         towers,
         cls.Config(**description["options"]),
-        fusion=make_fusion(fusion_name, towers.embed_dim, **where["options"]),
+        fusion=fusion(towers.embed_dim, fusion.Config(**description["fusion"]["options"])),
         preprocess=Preprocess(**description["preprocess"]),
     )
     if not description["captioner"]:
