@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import small_settings
 
@@ -129,7 +130,8 @@ def test_one_difference_at_a_time_changes_a_run(difference, plain_run, tmp_path)
     options = settings["model_options"] | difference.get("model_options", {})
     changes = difference | dict(model_options=options, output_dir=str(tmp_path / "run"))
     folder = train(TrainConfig.from_dict(settings | changes))
-    assert losses_of(folder) != losses
+    changed = np.abs(np.divide(losses_of(folder), losses) - 1).max()
+    assert changed > 1e-5  # more than rounding makes of the same run
     record = json.loads((folder / "best" / "run.json").read_text())
     for name, value in difference.items():
         assert name == "model_options" or record["config"][name] == value
@@ -145,10 +147,11 @@ def plain_run(tmp_path_factory) -> tuple[dict, list[float]]:
     """Train the preset without any difference, twice; return its settings and its losses."""
     folder = tmp_path_factory.mktemp("plain")
     plain = dict(preset="paper", n_frames=4, test_frames=4, steps=4, eval_every=4, batch_size=8)
+    plain["k"] = 2  # of one frame, a mean is the frame, and D7 makes no difference
     settings = small_settings(folder) | plain
     runs = []
     for name in ("one", "two"):
         config = TrainConfig.from_dict(settings | dict(output_dir=str(folder / name)))
         runs.append(losses_of(train(config)))
-    assert runs[0] == runs[1]
+    np.testing.assert_allclose(runs[0], runs[1], rtol=2e-6)
     return settings, runs[0]
