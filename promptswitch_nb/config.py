@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DatasetName', 'PRESETS', 'D6', 'OPTIONAL', 'ModelOptions', 'known_dataset', 'DataOptions', 'StepOptions',
-           'RunOptions', 'TrainConfig', 'EvaluateConfig', 'notebook_parameters']
+           'RunOptions', 'is_path', 'TrainConfig', 'EvaluateConfig', 'notebook_parameters']
 
 # %% ../nbs/06e_config.ipynb #860244b2
 import os
@@ -190,7 +190,9 @@ PRESETS["smoke"] = PRESETS["paper"] | dict(
 OPTIONAL = ("variant", "model_options", "max_words", "progress", "device")  # None says something
 
 
-def _is_path(text: str) -> bool:
+def is_path(
+    text: str,  # what `pretrained` says
+) -> bool:
     """Tell a path of weights from the name of a tag."""
     endings = (".pt", ".pth", ".bin", ".safetensors")
     return "/" in text or os.sep in text or text.startswith(("~", ".")) or text.endswith(endings)
@@ -236,7 +238,9 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
             raise ConfigError(
                 f"data_root {self.data_root} is no folder: set it to the folder of {self.dataset}."
             )
-        if _is_path(self.pretrained) and not Path(self.pretrained).expanduser().exists():
+        goes_on = self.resume and Path(self.output_dir, "last").exists()
+        missing = is_path(self.pretrained) and not Path(self.pretrained).expanduser().exists()
+        if missing and not goes_on:  # a run that goes on has its weights in its checkpoint
             raise ConfigError(
                 f"pretrained {self.pretrained} does not exist: set it to a file or folder of "
                 'weights, to a tag of open_clip, or to "" for random weights.'
