@@ -85,7 +85,7 @@ class DataOptions(Settings):
 class StepOptions(Settings):
     """Say how a step is made, and how many."""
 
-    batch_size: PositiveInt | None = None  # pairs in a step, of all processes together
+    batch_size: Annotated[int, Field(ge=2)] | None = None  # pairs in a step, of all processes
     accumulate: PositiveInt = 1  # parts of a batch, one after the other; negatives stay inside one
     epochs: PositiveInt | None = None  # passes over the training pairs
     steps: NonNegativeInt | None = None  # of the whole run; 0: as many as the epochs have
@@ -221,6 +221,11 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
         for name in self.names():
             if getattr(self, name) is None and name not in OPTIONAL:
                 raise ValueError(f"{name} has no value: set it in the config.")
+        if self.batch_size < 2 * self.accumulate:
+            raise ValueError(
+                f"accumulate is {self.accumulate} for a batch_size of {self.batch_size}: a part "
+                "of one pair trains nothing, choose parts of 2 pairs or more."
+            )
         if self.select_on != "last" and not self.evals_per_epoch + self.eval_every:
             raise ValueError(
                 f"select_on is {self.select_on} but there are no evaluations: "
