@@ -178,8 +178,11 @@ def test_a_run_goes_on_without_the_weights_it_began_with(small_run, tmp_path):
         run(small_run, **steps, output_dir=str(tmp_path / "other"))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     write_json(tmp_path / "run" / "config.json", {k: v for k, v in config.items() if k != "ema"})
-    folder = run(small_run, **steps, resume=True)
+    moved = str(tmp_path / "moved")
+    folder = run(small_run, **steps, resume=True, pretrained=moved)
     assert equal(weights(folder), weights(whole))
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["pretrained"] == small_run["pretrained"]  # what it did begin with
 
 
 def uneven(small_run: dict, **changes) -> Trainer:
