@@ -186,16 +186,16 @@ PRESETS["smoke"] = PRESETS["paper"] | dict(
     log_every=1,
 )
 
-# %% ../nbs/06e_config.ipynb #1f6b7ce7
-OPTIONAL = ("variant", "model_options", "max_words", "progress", "device")  # None says something
-
-
+# %% ../nbs/06e_config.ipynb #f44b6fe3
 def is_path(
     text: str,  # what `pretrained` says
 ) -> bool:
     """Tell a path of weights from the name of a tag."""
     endings = (".pt", ".pth", ".bin", ".safetensors")
     return "/" in text or os.sep in text or text.startswith(("~", ".")) or text.endswith(endings)
+
+# %% ../nbs/06e_config.ipynb #1f6b7ce7
+OPTIONAL = ("variant", "model_options", "max_words", "progress", "device")  # None says something
 
 
 @settings

@@ -291,6 +291,15 @@ def queries(
         f"{len(row):,} of {len(self):,} videos, {len(asked):,} of {len(self.pairs):,} captions",
     )
 
+# %% ../nbs/05e_samples.ipynb #485ff01c
+def _file_state(path: str) -> dict[str, str]:
+    """Say how large a file is and when it was written, to see later whether it was mended."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return dict(bytes="", modified="")
+    return dict(bytes=str(found.st_size), modified=str(found.st_mtime_ns))
+
 # %% ../nbs/05e_samples.ipynb #43020609
 class BadVideos:
     """Collect the videos that cannot be decoded, list them in a file, stop when too many."""
@@ -343,12 +352,3 @@ class BadVideos:
                 f"{self.summary()}, more than the {self.max_share:.1%} allowed: "
                 "mend the data, or raise the limit in the config."
             )
-
-
-def _file_state(path: str) -> dict[str, str]:
-    """Say how large a file is and when it was written, to see later whether it was mended."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return dict(bytes="", modified="")
-    return dict(bytes=str(found.st_size), modified=str(found.st_mtime_ns))
