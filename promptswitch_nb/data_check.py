@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .annotations import DataError
-from .annotations import VideoFiles
-from .annotations import video_folder
+from .annotations import printable
 from .datasets import find_format
 from .datasets import load_pairs
 from .datasets import split_names
+from .formats import describe_shared
+from .formats import repeated_captions
+from .formats import shared_videos
 from .video import VideoError
 from .video import open_video
+from .video_files import VideoFiles
+from .video_files import video_folder
 
 # %% ../nbs/06ba_data_check.ipynb #b14274b3
 def decode_error(
@@ -99,7 +103,7 @@ class DataReport(NamedTuple):
             f"not complete: {len(self.missing)} missing, {len(self.bad)} undecodable, "
             f"{len(self.problems)} wrong"
         )
-        return "\n".join([*lines, "all there" if self.ok else verdict])
+        return printable("\n".join([*lines, "all there" if self.ok else verdict]))
 
 # %% ../nbs/06ba_data_check.ipynb #65c1ce70
 def _load_splits(name, root, variant, video_dir):
@@ -120,23 +124,19 @@ def _load_splits(name, root, variant, video_dir):
     return pairs, problems, notes
 
 
-def _shared_videos(pairs):
-    """Compare training with the other splits: problems, notes."""
-    ids = {split: {pair.video_id for pair in pairs[split]} for split in pairs}
-    train, problems, notes = ids.pop("train", set()), [], []
-    for split, videos in ids.items():
-        shared = train & videos
-        if split == "val" and shared == videos:
+def _compare_splits(pairs):
+    """Compare training with the other splits, and count repeated captions: problems, notes."""
+    problems, notes = [], [repeated_captions(split, pairs[split]) for split in pairs]
+    for split in pairs:
+        shared = [] if split == "train" else shared_videos(pairs.get("train", []), pairs[split])
+        if split == "val" and len(shared) == len({pair.path for pair in pairs[split]}):
             notes.append(
                 f"val is a part of train, {len(shared)} videos; "
                 "without_val=True leaves them out of train"
             )
         elif shared:
-            problems.append(
-                f"train and {split} share {len(shared)} of their videos, "
-                f"such as {min(shared)}: take them out of one"
-            )
-    return problems, notes
+            problems.append(describe_shared(split, shared))
+    return problems, [note for note in notes if note]
 
 # %% ../nbs/06ba_data_check.ipynb #d8708d2a
 def check_data(
@@ -152,7 +152,9 @@ def check_data(
     """Compare a data tree with what its annotation files want."""
     _, variant = find_format(name, root, variant)
     pairs, problems, notes = _load_splits(name, root, variant, video_dir)
-    shared_problems, shared_notes = _shared_videos(pairs)
+    more_problems, more_notes = _compare_splits(pairs)
+    problems += more_problems
+    notes = dict.fromkeys([*(note.removeprefix(f"{root}: ") for note in notes), *more_notes])
     videos = {pair.path: pair.video_id for pair in chain(*pairs.values())}
     present = [path for path in videos if os.path.isfile(path)]
     reasons = _decode_errors(present, to_end, workers) if decode else dict.fromkeys(present)
@@ -171,7 +173,7 @@ def check_data(
         [count(split) for split in pairs],
         missing=[(video_id, path) for path, video_id in videos.items() if path not in reasons],
         bad=[(videos[path], path, reason) for path, reason in broken.items()],
-        problems=problems + shared_problems,
-        notes=list(dict.fromkeys(notes + shared_notes)),
+        problems=problems,
+        notes=[note for note in notes if note not in problems],
         extra=sorted(set(VideoFiles(video_dir or video_folder(root)).paths) - videos.keys()),
     )

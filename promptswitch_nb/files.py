@@ -40,7 +40,7 @@ def write_text(
 ) -> None:
     """Write a text file in UTF-8, in one step."""
     with atomic_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(
@@ -57,7 +57,8 @@ def write_csv(
     rows: Iterable[dict],  # column -> value; missing ones are left empty
 ) -> None:
     """Write a CSV file, in one step."""
-    with atomic_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    options = dict(newline="", encoding="utf-8", errors="backslashreplace")
+    with atomic_file(path) as part, open(part, "w", **options) as file:
         writer = csv.DictWriter(file, tuple(columns), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
