@@ -24,6 +24,7 @@ from torch.utils.data import get_worker_info
 
 from .annotations import DataError
 from .annotations import Pair
+from .annotations import printable
 from .annotations import read_table
 from .files import write_csv
 from .frames import Preprocess
@@ -332,8 +333,8 @@ class BadVideos:
         """Note failures, and write the file if one is new."""
         before = len(self.found)
         for video_id, path, reason in failures:
-            row = dict(video_id=video_id, path=path, reason=reason)
-            self.found.setdefault(video_id, row | _file_state(path))
+            row = dict(video_id=printable(video_id), path=path, reason=reason)
+            self.found.setdefault(row["video_id"], row | _file_state(path))
         if len(self.found) > before:
             self._write()
 
