@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -318,6 +319,18 @@ def test_a_link_that_moves_on_changes_nothing_that_is_read(tmp_path, monkeypatch
 
     replaced_while_read(monkeypatch, move_on)
     assert read_checkpoint(best).record == dict(name="1")
+
+
+def test_the_same_pythons_are_named_everywhere():
+    root = Path(__file__).resolve().parent.parent
+    setup, workflow, readme = (
+        (root / name).read_text(encoding="utf-8")
+        for name in ("setup.py", ".github/workflows/test.yaml", "README.md")
+    )
+    pythons = re.findall(r"\d\.\d+", re.search(r"PYTHONS = (.*)", setup)[1])
+    assert pythons[-1] == "3.13"
+    assert re.findall(r"\d\.\d+", re.search(r"python: \[(.*)\]", workflow)[1]) == pythons
+    assert f"needs Python {', '.join(pythons[:-1])} or {pythons[-1]}" in readme
 
 
 def test_a_split_without_motion_has_no_motion_pairs(tmp_path):
