@@ -96,8 +96,8 @@ def command_line(
         text = sentence(error)
         if text is None:
             raise
-        print(f"{prog}: {text}", file=sys.stderr)
-        end = SystemExit(text)
+        end = SystemExit(f"{prog}: {text}")
+        print(end, file=sys.stderr)
         end.code = STOPPED if isinstance(error, KeyboardInterrupt) else 1
         raise end from None
 

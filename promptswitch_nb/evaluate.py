@@ -152,13 +152,14 @@ def run_name(
 ) -> str:  # such as msrvtt-best-msrvtt-test, or msrvtt-best-msrvtt-test-24frames
     """Name results after the checkpoint, the dataset, the split, and what is not as usual."""
     path, c = Path(os.path.abspath(config.checkpoint)), config
-    unusual = [
+    parts = [c.run] if c.run else [path.parent.name, path.name, c.dataset, c.split]
+    parts += [
         c.variant,
         c.preset,
         f"{c.n_frames}frames" if c.n_frames else "",
         f"rerank{c.rerank}" if c.rerank else "",
     ]
-    return "-".join(filter(None, [path.parent.name, path.name, c.dataset, c.split, *unusual]))
+    return "-".join(filter(None, parts))
 
 # %% ../nbs/08_evaluate.ipynb #49d29edf
 def _computed_from(results: dict) -> dict:
@@ -200,7 +201,7 @@ def evaluate(
     model = checkpoint.model.eval().to(device)
     seen = model.preprocess.changed(**PRESET_VIEWS.get(c.preset, {}), test_frames=c.n_frames)
     model.preprocess = seen
-    file = Path(c.results_dir) / f"{c.run or run_name(c)}.json"
+    file = Path(c.results_dir) / f"{run_name(c)}.json"
     made_of = dict(
         weights=checkpoint.fingerprint,
         config=dataclasses.asdict(c),
@@ -212,7 +213,7 @@ def evaluate(
     if c.dataset == "shapes":
         metrics |= motion_pair_accuracy(encoded, c.data_root, c.split)
     results = dict(
-        run=c.run or run_name(c),
+        run=run_name(c),
         metrics=metrics,
         computed_on=encoded.queries.coverage,
         bad_videos=bad_videos,
@@ -390,6 +391,7 @@ def main(
         )
         print(beside_paper(results))
         print(results["bad_videos"])
+        print(f"The results are in {Path(results['config']['results_dir'], results['run'])}.json.")
 
 # %% ../nbs/08_evaluate.ipynb #9a0646dd
 #| eval: false

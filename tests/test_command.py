@@ -211,8 +211,10 @@ def test_results_of_two_evaluations_have_two_names(start_model):
     c = start_model
     usual, _ = evaluate(c)
     other, _ = evaluate(dataclasses.replace(c, n_frames=6))
+    mine, _ = evaluate(dataclasses.replace(c, n_frames=6, run="mine"))
     again, _ = evaluate(dataclasses.replace(c, batch_size=3))
     names = sorted(path.name for path in Path(c.results_dir).iterdir())
+    assert names.pop(0) == "mine-6frames.json" and mine["metrics"] == other["metrics"]
     assert names == [f"{run_name(c)}-6frames.json", f"{run_name(c)}.json"]
     assert (usual["preprocess"]["test_frames"], other["preprocess"]["test_frames"]) == (4, 6)
     assert usual["metrics"] == pytest.approx(again["metrics"])
@@ -220,7 +222,7 @@ def test_results_of_two_evaluations_have_two_names(start_model):
     assert [file["metrics"] for file in files] == [other["metrics"], again["metrics"]]
 
 
-@pytest.mark.parametrize("change", ["weights", "data_root", "n_frames", "rerank", "damaged"])
+@pytest.mark.parametrize("change", ["weights", "data_root", "split", "view", "damaged"])
 def test_results_of_another_evaluation_stay(change, start_model, tmp_path):
     c = dataclasses.replace(start_model, run="mine")
     evaluate(c)
@@ -234,8 +236,12 @@ def test_results_of_another_evaluation_stay(change, start_model, tmp_path):
         c = dataclasses.replace(c, data_root=str(copy))
     elif change == "damaged":
         file.write_text("{")
-    else:
-        c = dataclasses.replace(c, **{change: 6})
+    elif change == "split":
+        c = dataclasses.replace(c, split="test")
+    else:  # the same weights, which now see otherwise
+        description = json.loads(Path(c.checkpoint, "config.json").read_text())
+        description["preprocess"]["transform"] = "crop"
+        Path(c.checkpoint, "config.json").write_text(json.dumps(description))
     before = file.read_bytes()
     with pytest.raises(ConfigError, match="mine.json holds the results of another evaluation"):
         evaluate(c)
