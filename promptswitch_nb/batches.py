@@ -61,6 +61,7 @@ class EpochBatches(Sampler):
         rank: int = 0,  # number of this process
         world: int = 1,  # number of processes
         drop_last: bool = True,  # leave out a batch that is not full at the end
+        at_least: int = 1,  # leave out batches of fewer pairs, as `drop` can make them
         start: int = 0,  # batches of the epoch that are already done
     ):
         ids = [pair.video_id if isinstance(pair, Pair) else pair for pair in pairs]
@@ -68,6 +69,7 @@ class EpochBatches(Sampler):
         self.videos = np.array([number[video_id] for video_id in ids])
         self.batch_size, self.repeats, self.drop_last = batch_size, repeats, drop_last
         self.seed, self.rank, self.world = seed, rank, world
+        self.at_least = max(at_least, world)
         self._check()
         self.set_epoch(epoch, start=start)
 
@@ -127,8 +129,8 @@ def set_epoch(
 ) -> None:
     """Make the plan of an epoch."""
     batches, world = self._batches(epoch), self.world
-    shared = [batch[: len(batch) // world * world] for batch in batches if len(batch) >= world]
-    self.plan = [[int(i) for i in batch] for batch in shared]
+    shared = [batch[: len(batch) // world * world] for batch in batches]
+    self.plan = [[int(i) for i in batch] for batch in shared if len(batch) >= self.at_least]
     self.start, self.left_out = start, len(self.videos) - sum(map(len, self.plan))
     if not 0 <= start <= len(self.plan):
         raise DataError(f"epoch {epoch} has {len(self.plan)} batches and cannot start at {start}.")

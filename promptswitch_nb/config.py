@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DatasetName', 'PRESETS', 'D6', 'OPTIONAL', 'ModelOptions', 'known_dataset', 'DataOptions', 'StepOptions',
-           'RunOptions', 'TrainConfig', 'EvaluateConfig', 'notebook_parameters']
+           'RunOptions', 'is_path', 'TrainConfig', 'EvaluateConfig', 'notebook_parameters']
 
 # %% ../nbs/06e_config.ipynb #860244b2
 import os
@@ -85,7 +85,7 @@ class DataOptions(Settings):
 class StepOptions(Settings):
     """Say how a step is made, and how many."""
 
-    batch_size: PositiveInt | None = None  # pairs in a step, of all processes together
+    batch_size: Annotated[int, Field(ge=2)] | None = None  # pairs in a step, of all processes
     accumulate: PositiveInt = 1  # parts of a batch, one after the other; negatives stay inside one
     epochs: PositiveInt | None = None  # passes over the training pairs
     steps: NonNegativeInt | None = None  # of the whole run; 0: as many as the epochs have
@@ -186,14 +186,16 @@ PRESETS["smoke"] = PRESETS["paper"] | dict(
     log_every=1,
 )
 
-# %% ../nbs/06e_config.ipynb #1f6b7ce7
-OPTIONAL = ("variant", "model_options", "max_words", "progress", "device")  # None says something
-
-
-def _is_path(text: str) -> bool:
+# %% ../nbs/06e_config.ipynb #f44b6fe3
+def is_path(
+    text: str,  # what `pretrained` says
+) -> bool:
     """Tell a path of weights from the name of a tag."""
     endings = (".pt", ".pth", ".bin", ".safetensors")
     return "/" in text or os.sep in text or text.startswith(("~", ".")) or text.endswith(endings)
+
+# %% ../nbs/06e_config.ipynb #1f6b7ce7
+OPTIONAL = ("variant", "model_options", "max_words", "progress", "device")  # None says something
 
 
 @settings
@@ -219,6 +221,11 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
         for name in self.names():
             if getattr(self, name) is None and name not in OPTIONAL:
                 raise ValueError(f"{name} has no value: set it in the config.")
+        if self.batch_size < 2 * self.accumulate:
+            raise ValueError(
+                f"accumulate is {self.accumulate} for a batch_size of {self.batch_size}: a part "
+                "of one pair trains nothing, choose parts of 2 pairs or more."
+            )
         if self.select_on != "last" and not self.evals_per_epoch + self.eval_every:
             raise ValueError(
                 f"select_on is {self.select_on} but there are no evaluations: "
@@ -236,7 +243,9 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
             raise ConfigError(
                 f"data_root {self.data_root} is no folder: set it to the folder of {self.dataset}."
             )
-        if _is_path(self.pretrained) and not Path(self.pretrained).expanduser().exists():
+        goes_on = self.resume and Path(self.output_dir, "last").exists()
+        missing = is_path(self.pretrained) and not Path(self.pretrained).expanduser().exists()
+        if missing and not goes_on:  # a run that goes on has its weights in its checkpoint
             raise ConfigError(
                 f"pretrained {self.pretrained} does not exist: set it to a file or folder of "
                 'weights, to a tag of open_clip, or to "" for random weights.'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HERE', 'MAY_CHANGE', 'LOSSES', 'TERMS', 'RANK_METRICS', 'METRICS', 'provenance', 'random_states', 'set_random_states',
            'set_seed', 'Progress', 'run_record', 'save_checkpoint', 'resume_state', 'load_checkpoint', 'load_average',
-           'find_run', 'claim_folder', 'read_log', 'RunLog', 'plot_log']
+           'find_run', 'claim_folder', 'hold_folder', 'read_log', 'RunLog', 'plot_log']
 
 # %% ../nbs/06g_runs.ipynb #cf13e20f
 import csv
@@ -15,6 +15,9 @@ import json
 import platform
 import random
 import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
@@ -23,11 +26,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import open_clip
 import torch
+from filelock import FileLock
+from filelock import Timeout
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
 from .config import TrainConfig
+from .config import is_path
 from .files import replace_linked_folder
+from .files import restore_linked_folder
 from .files import write_csv
 from .files import write_json
 from .model import VideoCLIP
@@ -178,7 +185,8 @@ def load_checkpoint(
     if average:
         load_average(average, state["ema"])
     set_random_states(state["random"][rank])
-    return Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
+    known = {f.name for f in dataclasses.fields(Progress)} & state.keys()  # an older version's
+    return Progress(**{name: state[name] for name in known})
 
 
 def load_average(
@@ -210,25 +218,32 @@ MAY_CHANGE = (
 
 def find_run(
     config: TrainConfig,
-) -> bool:  # whether there is a checkpoint to go on from
+) -> TrainConfig | None:  # the config to go on with; None: there is no checkpoint to go on from
     """See that the folder of a run is free, or holds this very run."""
     folder, now = Path(config.output_dir), dataclasses.asdict(config)
     file = folder / "config.json"
     if not file.exists():
-        return False
+        return None
     if not config.resume:
         raise ConfigError(
             f"{folder} already holds a run: write resume: true to go on with it, "
             "or choose another output_dir."
         )
-    then = json.loads(file.read_text(encoding="utf-8"))
-    for name in sorted(then.keys() & now.keys()):  # an older version knew fewer settings
-        if name not in MAY_CHANGE and then[name] != now[name]:
+    written = json.loads(file.read_text(encoding="utf-8"))
+    known = {name: value for name, value in written.items() if name in now}
+    then = dataclasses.asdict(TrainConfig(**known))
+    both_paths = is_path(then["pretrained"]) and is_path(now["pretrained"])
+    for name in now:
+        moved = name in MAY_CHANGE or (name == "pretrained" and both_paths)
+        if not moved and then[name] != now[name]:
             raise ConfigError(
                 f"the run in {folder} has {name}: {then[name]}, the config now says "
                 f"{now[name]}: set it back, or choose another output_dir."
             )
-    return (folder / "last").exists()
+    restore_linked_folder(folder / "best")
+    if not restore_linked_folder(folder / "last"):
+        return None
+    return dataclasses.replace(config, pretrained=then["pretrained"])
 
 
 def claim_folder(
@@ -236,6 +251,31 @@ def claim_folder(
 ) -> None:
     """Write the config into the folder of its run."""
     write_json(Path(config.output_dir) / "config.json", dataclasses.asdict(config))
+
+# %% ../nbs/06g_runs.ipynb #5380e8c6
+@contextmanager
+def hold_folder(
+    folder: str | Path,  # of a run; is made where it is missing
+) -> Iterator[None]:
+    """Keep other processes out of a run's folder inside a `with` block."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder, ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"another process is training in {folder}: wait for its end, or choose another "
+            "output_dir."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        warnings.warn(
+            f"{folder} cannot be locked ({error}): see that no other run writes there.",
+            stacklevel=3,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 # %% ../nbs/06g_runs.ipynb #90011e20
 LOSSES = ("loss", "contrastive", "caption")

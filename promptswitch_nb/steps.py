@@ -201,14 +201,16 @@ def step(
 ) -> dict[str, float]:  # losses, logit_scale before, grad_norm, lr
     """Make one step; stop at a loss that is no number, before it reaches the weights."""
     sums, scale = {}, self.model.clip.model.logit_scale
+    pairs = sum(len(ids) for _, ids in parts)
     self.optimizer.zero_grad()
     for i, (frames, ids) in enumerate(parts, 1):
+        share = len(ids) / pairs
         with self.between_parts(last=i == len(parts)):
             terms = self.forward(frames, ids)
-            self.scaler.scale(terms["loss"] / len(parts)).backward()
+            self.scaler.scale(share * terms["loss"]).backward()
         for name in LOSSES:
             if name in terms:
-                sums[name] = sums.get(name, 0) + terms[name].detach() / len(parts)
+                sums[name] = sums.get(name, 0) + share * terms[name].detach()
     row = check_finite(average(sums), number + 1)  # over all parts and processes
     return self.update(number, row | dict(logit_scale=scale.exp().item()))
 

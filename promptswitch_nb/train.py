@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .annotations import DataError
 from .annotations import Pair
 from .batches import EpochBatches
 from .command import command_line
@@ -40,6 +42,7 @@ from .runs import Progress
 from .runs import RunLog
 from .runs import claim_folder
 from .runs import find_run
+from .runs import hold_folder
 from .runs import load_checkpoint
 from .runs import plot_log
 from .runs import random_states
@@ -50,6 +53,8 @@ from .runs import save_checkpoint
 from .runs import set_seed
 from .samples import BadVideos
 from .samples import VideoTextDataset
+from .samples import check_main_guard
+from .samples import each_batch
 from .samples import loader_options
 from .settings import ConfigError
 from .settings import read_arguments
@@ -84,6 +89,7 @@ class Trainer:
         if config.precision != "fp32" and device.type != "cuda":
             raise ConfigError(f"precision {config.precision} needs a GPU: write precision: fp32.")
         pairs, resumed = training_pairs(config), on_first_process(find_run, config)
+        self.config = config = resumed or config
         set_seed(config.seed)
         if resumed:
             self.model = load_model(self.folder / "last").to(device)
@@ -114,7 +120,13 @@ def make_data(self: Trainer, pairs: list[Pair]) -> None:
         repeats=c.repeats,
         rank=rank(),
         world=world_size(),
+        at_least=2,  # one pair alone has nothing to be compared with: it would train nothing
     )
+    if not len(self.plan):
+        raise DataError(
+            f"no batch of {c.batch_size} has two different videos (repeats: {c.repeats}): take a "
+            "smaller batch, or repeats: keep."
+        )
     self.steps = c.steps or c.epochs * len(self.plan)
     self.eval_every = c.eval_every
     if not c.eval_every and c.evals_per_epoch:
@@ -156,19 +168,41 @@ def batches(self: Trainer) -> Iterator[dict]:
     while True:
         self.data.set_epoch(self.progress.epoch)
         self.plan.set_epoch(self.progress.epoch, start=self.progress.batches_done)
-        for batch in loader:
+        self.say(self.left_out())
+        for batch in each_batch(loader):
             self.progress.batches_done += 1
             yield batch
         self.progress.epoch += 1
         self.progress.batches_done = 0
 
+# %% ../nbs/07_train.ipynb #fb7eaad3
+@patch
+def left_out(self: Trainer) -> str:  # one sentence; "": none
+    """Say how many pairs have no place in the present epoch."""
+    left, all_pairs = self.plan.left_out, len(self.data)
+    if not left:
+        return ""
+    return (
+        f"epoch {self.progress.epoch}: {left:,} of {all_pairs:,} pairs are left out "
+        f"(batches of {self.config.batch_size}, repeats: {self.config.repeats})"
+    )
+
+
+@patch
+def say(self: Trainer, text: str) -> None:
+    """Print a line above the progress bar, once for all processes."""
+    if text and rank() == 0:
+        tqdm.write(text)
+
 # %% ../nbs/07_train.ipynb #861b87a6
 @patch
 def train_step(self: Trainer, batch: dict) -> dict[str, float]:  # the row of the log
     """Make one step of a batch, cut into parts."""
-    parts, ids = self.config.accumulate, self.model.tokenize(batch["captions"])
+    ids = self.model.tokenize(batch["captions"])
+    parts = min(self.config.accumulate, len(ids), max(1, len(ids) * world_size() // 2))
     frames = batch["frames"].to(self.device, non_blocking=True)
-    return self.stepper.step(self.progress.step, list(zip(frames.chunk(parts), ids.chunk(parts))))
+    cut = list(zip(frames.tensor_split(parts), ids.tensor_split(parts)))
+    return self.stepper.step(self.progress.step, cut)
 
 # %% ../nbs/07_train.ipynb #3e97843c
 @patch
@@ -201,9 +235,9 @@ def evaluate(self: Trainer) -> None:
         columns = ("step", "video_id", "written", "true")
         write_csv(self.folder / "captions.csv", columns, p.captions)
         split = "test set (select_on: official)" if c.select_on == "official" else "validation"
-        tqdm.write(
-            f"step {p.step} of {self.steps}, {split}: text→video R@1 {metrics['t2v/R@1']:.1f}, "
-            f"Meta Sum {metrics['Meta Sum']:.1f}"
+        self.say(
+            f"step {p.step} of {self.steps}, {split}: text-to-video R@1 "
+            f"{metrics['t2v/R@1']:.1f}, Meta Sum {metrics['Meta Sum']:.1f}"
         )
     if c.select_on != "last":
         score = selection_score(p.history, c.select_on)
@@ -298,17 +332,19 @@ def train(
     config: TrainConfig,
 ) -> Path:  # the folder of the run
     """Run a config to its end, from the start or from its last checkpoint."""
+    check_main_guard()
     if config.threads:
         torch.set_num_threads(config.threads)
     device = join_processes(config.device)
     try:
-        on_first_process(make_data_if_missing, config)
-        trainer = Trainer(config, device)
-        try:
-            trainer.run()
-        finally:
-            if trainer.log:
-                trainer.log.close()
+        with hold_folder(config.output_dir) if rank() == 0 else nullcontext():
+            on_first_process(make_data_if_missing, config)
+            trainer = Trainer(config, device)
+            try:
+                trainer.run()
+            finally:
+                if trainer.log:
+                    trainer.log.close()
     finally:
         leave_processes()
     return Path(config.output_dir)
