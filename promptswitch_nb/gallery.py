@@ -30,6 +30,7 @@ from .metrics import expected_rank
 from .metrics import summarise
 from .samples import GalleryDataset
 from .samples import Queries
+from .samples import each_batch
 from .samples import loader_options
 from .system import VideoCLIP
 
@@ -167,7 +168,8 @@ def encode_split(
         generator=torch.Generator(),  # so that the global one is left alone
         **loader_options(workers),
     )
-    video, index, failures = encode_gallery(model, loader, autocast=HALF[precision])
+    batches = each_batch(loader)
+    video, index, failures = encode_gallery(model, batches, autocast=HALF[precision])
     queries = gallery.queries(index)
     text = encode_texts(model, queries.texts)
     return Encoded(model, text, video, queries, [gallery.videos[i] for i in index], failures)

@@ -44,7 +44,10 @@ def start(module: str, *arguments: object, stdout=subprocess.PIPE, **environment
 
 def ended(process: subprocess.Popen) -> tuple[int, str, str]:
     """Wait for a command; return its status and what it printed."""
-    out, err = process.communicate(timeout=200)
+    try:
+        out, err = process.communicate(timeout=100)
+    finally:
+        process.kill()
     return process.returncode, (out or b"").decode("utf-8"), err.decode("utf-8")
 
 
@@ -224,7 +227,7 @@ def test_results_of_two_evaluations_have_two_names(start_model):
 
 
 @pytest.mark.parametrize("change", ["weights", "data_root", "split", "view", "damaged"])
-def test_results_of_another_evaluation_stay(change, start_model, tmp_path):
+def test_results_of_another_evaluation_stay(change, start_model, tmp_path, monkeypatch):
     c = dataclasses.replace(start_model, run="mine")
     evaluate(c)
     file = Path(c.results_dir, "mine.json")
@@ -244,10 +247,26 @@ def test_results_of_another_evaluation_stay(change, start_model, tmp_path):
         description["preprocess"]["transform"] = "crop"
         Path(c.checkpoint, "config.json").write_text(json.dumps(description))
     before = file.read_bytes()
-    with pytest.raises(ConfigError, match="mine.json holds the results of another evaluation"):
+    refused = "mine.json holds the results of another evaluation"
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=refused):
+        patch.setattr(evaluation, "encode_split", None)  # nothing is computed before
         evaluate(c)
     assert file.read_bytes() == before
     assert [path.name for path in Path(c.results_dir).iterdir()] == ["mine.json"]
+
+
+def test_results_that_come_while_others_are_computed_stay(start_model, monkeypatch):
+    file, real = Path(start_model.results_dir, "mine.json"), evaluation.gallery_metrics
+
+    def gallery_metrics(*arguments, **options):
+        file.parent.mkdir()
+        file.write_text('{"by": "another"}')
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "gallery_metrics", gallery_metrics)
+    with pytest.raises(ConfigError, match="mine.json holds the results of another evaluation"):
+        evaluate(dataclasses.replace(start_model, run="mine"))
+    assert file.read_text() == '{"by": "another"}'
 
 
 def test_what_is_said_of_a_checkpoint_is_what_training_noted(small_run, start_model):
