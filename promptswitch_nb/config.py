@@ -268,7 +268,7 @@ class EvaluateConfig(Settings):
     rerank: NonNegativeInt = 0  # K of two-stage ranking; 0: the fusion compares all videos
     memory_mb: AtLeast0 = 256  # bound for what comparing takes, in megabytes
     results_dir: str = "results"  # where <run>.json is written
-    run: str = ""  # name of the results; "": from the checkpoint's path
+    run: str = ""  # name of the results; "": of checkpoint and data; what is unusual is added
     max_bad_share: Share = 0.01  # share of the videos that may fail to decode
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ ROOMS = [
     "weights",
     "files",
     "settings",
+    "command",
     "registry",
     "cube",
     "switch",
