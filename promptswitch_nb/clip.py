@@ -53,7 +53,7 @@ def as_texts(
     for text in listed:
         if not isinstance(text, str):
             raise ValueError(
-                f"{text!r:.40} is a {type(text).__name__}, not a text: pass a string, "
+                f"{text!r:.40} (of type {type(text).__name__}) is not a text: pass a string, "
                 "a list of strings, or a tensor of token ids (B,W)"
             )
     return listed
