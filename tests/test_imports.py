@@ -35,6 +35,7 @@ ROOMS = [
     "released",
     "system",
     "saving",
+    "hub",
     "model",
     "datasets",
     "data_check",
