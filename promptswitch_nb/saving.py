@@ -131,6 +131,8 @@ def _read_folder(folder: Path) -> tuple[dict, dict, dict | None]:
     file, weights_file, run = (
         folder / name for name in ("config.json", "model.safetensors", "run.json")
     )
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give the folder that save() wrote")
     if not (file.exists() or weights_file.exists()):
         raise ValueError(f"{folder} holds no config.json; expected a folder written by save()")
     weights, header = _read_weights(weights_file)

@@ -314,7 +314,9 @@ def _clip_alone(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
             "texts are compared with videos, so take the whole CLIP"
         )
     if others:
-        warnings.warn(f"{source}: left out, as no part of CLIP: {_some(others)}", stacklevel=4)
+        warnings.warn(
+            f"{source}: left out, as no part of CLIP: {_some(sorted(others))}", stacklevel=4
+        )
     return inner
 
 
