@@ -382,22 +382,22 @@ def load_clip(
     if not pretrained:
         return tiny_clip() if name == "tiny" else _new_towers(model_config(name))
     path, tag = Path(pretrained).expanduser(), str(pretrained)
-    if name and get_pretrained_cfg(name, tag):
-        config, colours, state = _fetch(name, tag)
-    elif os.path.lexists(path):
-        try:
-            found = _read_path(path, name, allow_torchscript=allow_torchscript)
-        except ValueError as error:
-            is_named = str(path) in str(error)
-            raise error if is_named else ValueError(f"{path}: {error}") from None
-        config, colours, state = found
-    else:
-        model_config(name)
-        raise ValueError(
-            f"pretrained={tag!r} is no file or folder, and no weights of {name}; open_clip knows "
-            f"{open_clip.list_pretrained_tags_by_model(name)}; a repository of the hub is given "
-            "as the folder that huggingface_hub.snapshot_download returns"
-        )
-    towers = _new_towers(config, **colours)
-    load_state(towers.model, state, str(pretrained))
+    try:
+        if name and get_pretrained_cfg(name, tag):
+            config, colours, state = _fetch(name, tag)
+        elif os.path.lexists(path):
+            options = dict(allow_torchscript=allow_torchscript)
+            config, colours, state = _read_path(path, name, **options)
+        else:
+            model_config(name)
+            raise ValueError(
+                f"pretrained={tag!r} is no file or folder, and no weights of {name}; open_clip "
+                f"knows {open_clip.list_pretrained_tags_by_model(name)}; a repository of the hub "
+                "is given as the folder that huggingface_hub.snapshot_download returns"
+            )
+        towers = _new_towers(config, **colours)
+    except ValueError as error:
+        is_named = str(path) in str(error) or not path.exists()
+        raise error if is_named else ValueError(f"{path}: {error}") from None
+    load_state(towers.model, state, str(path))
     return towers

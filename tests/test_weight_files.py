@@ -342,7 +342,7 @@ def test_the_true_reason_is_told_of_a_file_and_of_a_folder(name, write, message,
     [
         (dict(text_config=dict(hidden_act="gelu")), r"hidden_act \['gelu', 'quick_gelu'\]"),
         (dict(vision_config=dict(layer_norm_eps=1e-6)), "layer_norm_eps"),
-        (dict(text_config=dict(vocab_size=30000)), "another tokenizer|another size"),
+        (dict(text_config=dict(vocab_size=30000)), "hf: its text tower reads 30000 tokens of another tokenizer"),
         (dict(vision_config=dict(image_size=24)), "is of another size than this model"),
         (dict(vision_config=3), "does not describe a CLIP"),
     ],
