@@ -44,7 +44,7 @@ def refuse_if_not_weights(
             f"{path} is a pointer of git-lfs, not the weights that it points to: "
             "run `git lfs pull` in its folder, or download the file itself"
         )
-    if head.startswith(b"<"):
+    if head.lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise ValueError(
             f"{path} is a web page, which a server sent in place of the weights: "
             "open it in a browser to see why, and download the file itself"

@@ -90,7 +90,7 @@ class Released(NamedTuple):
     captioner_layers: int  # M, decoder layers of the captioning head
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _read_state(path: str | Path) -> dict[str, Tensor]:
     """Read the weights of a checkpoint file, or say why it is none."""
     try:
         state, others = under_prefix(read_state(path), [_CUBE], str(path))
@@ -108,7 +108,6 @@ def read_released(
     text_heads: int = 8,  # attention heads of the text tower and of the captioning head
 ) -> Released:
     """Read a checkpoint of the authors' code."""
-    path = Path(path).expanduser()
     state = _read_state(path)
     try:
         config = released_clip_config(state, vision_heads=vision_heads, text_heads=text_heads)
