@@ -102,7 +102,7 @@ def _parse(text: str, source: object) -> dict:
         raise ValueError(f"{source} was not written by save() of this package")
     if int(number[1]) > int(FORMAT.split()[-1]):
         raise ValueError(f"{source} is of a newer format ({kind}): update promptswitch_nb")
-    return _of_format_1(description) if number[1] == "1" else description
+    return description
 
 
 def _is_ours(text: str) -> bool:
@@ -125,7 +125,7 @@ def _read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:
         raise ValueError(f"{file} is missing or damaged: {error}") from None
 
-
+# %% ../nbs/05i_saving.ipynb #070e8a00
 def _read_folder(folder: Path) -> tuple[dict, dict, dict | None]:
     """Read a description, the weights that it is of, and the record of the run."""
     file, weights_file, run = (
@@ -207,6 +207,8 @@ _KEYS = {
 
 def _build(description: dict) -> VideoCLIP:
     """Build the model that a description describes, with random weights."""
+    if description["format"] == "promptswitch_nb model 1":
+        description = _of_format_1(description)
     if unknown := sorted(description.keys() - _KEYS):
         raise ValueError(f"it has the unknown key {unknown[0]!r}: take it out")
     cls = _find(description["model"], VideoCLIP, SYSTEMS, ENCODERS)
