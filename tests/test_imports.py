@@ -16,6 +16,7 @@ PACKAGE = "promptswitch_nb"
 # The rooms in the order of their notebooks, which is the order of reading.
 ROOMS = [
     "clip",
+    "reading",
     "weights",
     "files",
     "settings",
@@ -36,6 +37,7 @@ ROOMS = [
     "released",
     "system",
     "saving",
+    "hub",
     "model",
     "formats",
     "datasets",
