@@ -100,7 +100,7 @@ def top_k_pooling(
 # %% ../nbs/05a_fusion.ipynb #0c0723bf
 fusions = Registry("fusion", group="promptswitch_nb.fusions")
 
-
+# %% ../nbs/05a_fusion.ipynb #d4cb9d19
 @dataclass(frozen=True)
 class FusionConfig:
     """Hold a fusion's options; this one has none."""
