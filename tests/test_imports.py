@@ -28,6 +28,7 @@ ROOMS = [
     "captioner",
     "losses",
     "fusion",
+    "xpool",
     "frames",
     "video",
     "annotations",
