@@ -27,6 +27,8 @@ ROOMS = [
     "losses",
     "fusion",
     "frames",
+    "writing",
+    "probe",
     "video",
     "annotations",
     "samples",
