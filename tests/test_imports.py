@@ -30,6 +30,8 @@ ROOMS = [
     "fusion",
     "xpool",
     "frames",
+    "writing",
+    "probe",
     "video",
     "annotations",
     "video_files",
