@@ -377,12 +377,17 @@ def compare_by_hand(w: Weights, s: dict, pairs: Triples) -> tuple[Tensor, dict, 
     return similarity(s, texts, video), video | dict(texts=texts), owners
 
 
-def metrics_by_hand(sims: Tensor, owners: list[int]) -> dict[str, float]:
-    """Count at which place each caption finds its video, and each video its best caption."""
-    t2v = [1 + (row > row[n]).sum().item() for row, n in zip(sims, owners)]
+def metrics_by_hand(sims: Tensor, owners: list[int], margin: float = 0.0) -> dict[str, float]:
+    """Count at which place each caption finds its video, and each video its best caption.
+
+    Wrong ones count that are more similar by the margin.
+    """
+    t2v = [1 + (row > row[n] + margin).sum().item() for row, n in zip(sims, owners)]
     right = torch.tensor(owners)[:, None] == torch.arange(sims.shape[1])
     best = sims.masked_fill(~right, -math.inf).amax(0)
-    v2t = ((sims > best) & ~right).sum(0).add(1).tolist()
+    v2t = ((sims > best + margin) & ~right).sum(0).add(1).tolist()
+    if margin < 0:  # the right one is no wrong one
+        t2v = [rank - 1 for rank in t2v]
     found, total = {}, 0
     for name, ranks in dict(t2v=t2v, v2t=v2t).items():
         for k in (1, 5, 10):
@@ -390,3 +395,15 @@ def metrics_by_hand(sims: Tensor, owners: list[int]) -> dict[str, float]:
             total += found[f"{name}/R@{k}"]
         found[f"{name}/MnR"] = sum(ranks) / len(ranks)
     return found | {"Meta Sum": total}
+
+
+def wrong_metrics(found: dict[str, float], sims: Tensor, owners: list[int]) -> list[str]:
+    """Name the metrics that are not those by hand; near ties may fall in either order."""
+    bounds = [metrics_by_hand(sims, owners, margin) for margin in (-1e-4, 1e-4)]
+    return [
+        name
+        for name in bounds[0]
+        if not min(b[name] for b in bounds) - 1e-6
+        <= found[name]
+        <= max(b[name] for b in bounds) + 1e-6
+    ]

@@ -24,7 +24,9 @@ from by_hand import make_tree
 from by_hand import metrics_by_hand
 from by_hand import train_by_hand
 from by_hand import triples
+from by_hand import wrong_metrics
 from conftest import small_model
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from promptswitch_nb.datasets import write_example
@@ -138,7 +140,7 @@ CASES = dict(  # setting, or option of Prompt Switch -> changes of PLAIN that mu
     max_words=[dict(max_words=6)],
     transform=[dict(transform="crop")],
     flip=[dict(transform="crop", flip=True)],
-    train_sampler=[dict(train_sampler=f"{name}") for name in ("random", "official_random")],
+    train_sampler=[dict(train_sampler="random"), dict(train_sampler="official_random")],
     repeats=[dict(repeats="drop"), dict(repeats="defer")],
     batch_size=[dict(batch_size=4)],
     accumulate=[dict(accumulate=2)],
@@ -153,7 +155,7 @@ CASES = dict(  # setting, or option of Prompt Switch -> changes of PLAIN that mu
     clip_grad=[dict(clip_grad=1.0)],
     max_logit_scale=[dict(max_logit_scale=10.0)],
     ema=[dict(ema=0.6)],
-    seed=[dict(seed=1)],
+    seed=[dict(seed=1), dict(seed=1, transform="crop", train_sampler="random")],
     switch=[dict(switch=False)],
     residual=[dict(residual="kept")],
     aggregate=[dict(aggregate="none")],
@@ -164,13 +166,12 @@ CASES = dict(  # setting, or option of Prompt Switch -> changes of PLAIN that mu
     captioner_reads=[dict(captioner_reads="joint")],
     captioner_layers=[dict(captioner_layers=2), dict(captioner_layers=0)],
 )
-# What the change of a pair is compared with is the change without its last word.
-WITHOUT = {
-    "flip": dict(transform="crop"),
-    "optimizer": dict(weight_decay=0.2),
-    "warmup_from_zero": dict(warmup=0.7),
-    "cube_std_by_width": dict(cube_std=0.5),
-}
+WITHOUT = dict(  # where a case changes two settings: the one that its name does not say
+    flip=dict(transform="crop"),
+    optimizer=dict(weight_decay=0.2),
+    warmup_from_zero=dict(warmup=0.7),
+    cube_std_by_width=dict(cube_std=0.5),
+)
 
 
 # A run, and the same by hand
@@ -243,13 +244,13 @@ def first_weights(tree: Path, s: dict) -> Weights:
     return w
 
 
-def without_key_bias(name: str, p: torch.Tensor) -> torch.Tensor:
+def without_key_bias(name: str, p: Tensor) -> Tensor:
     """Leave out what has no gradient but rounding: a bias of the keys of an attention."""
     return torch.cat([p.chunk(3)[0], p.chunk(3)[2]]) if name.endswith("in_proj_bias") else p
 
 
-def far(ours: Weights, theirs: Weights, start: Weights) -> list[str]:
-    """Name the weights that are further from each other than 2 % of the way that they went."""
+def far(ours: Weights, theirs: Weights, start: Weights, share: float = 0.02) -> list[str]:
+    """Name the weights that are further from each other than a share of the way that they went."""
     if ours.keys() != theirs.keys():
         return sorted(ours.keys() ^ theirs.keys())
     names = []
@@ -259,7 +260,7 @@ def far(ours: Weights, theirs: Weights, start: Weights) -> list[str]:
         difference, way = (
             without_key_bias(name, p - other).norm() for other in (ours[name], start[name])
         )
-        if difference > 0.02 * way + 1e-6 * p.norm():
+        if difference > share * way + 1e-6 * p.norm():
             names.append(name)
     return names
 
@@ -267,10 +268,10 @@ def far(ours: Weights, theirs: Weights, start: Weights) -> list[str]:
 ROW = ("loss", "contrastive", "caption", "logit_scale", "grad_norm", "lr")
 
 
-def is_close(ours: dict, theirs: dict, limit: float = 1e-4) -> bool:
-    """Tell whether rows of a log say the same."""
-    pairs = [(ours.get(name, 0), theirs.get(name, 0)) for name in ROW]
-    return all(abs(a - b) <= limit * abs(b) + 1e-9 for a, b in pairs)
+def unlike(ours: dict, theirs: dict, limit: float = 1e-3) -> dict[str, tuple[float, float]]:
+    """Collect what two rows of a log say differently."""
+    pairs = {name: (ours.get(name, 0), theirs.get(name, 0)) for name in ROW}
+    return {name: (a, b) for name, (a, b) in pairs.items() if abs(a - b) > limit * abs(b) + 1e-9}
 
 
 def check(folder: Path, steps: list[Step], start: Weights, *, best: int | None = None) -> None:
@@ -278,7 +279,7 @@ def check(folder: Path, steps: list[Step], start: Weights, *, best: int | None =
     rows = [row for row in read_log(folder) if "loss" in row]
     assert len(rows) == len(steps)
     for row, step in zip(rows, steps):
-        assert is_close(row, step.row), (row, step.row)
+        assert not unlike(row, step.row), row["step"]
     assert not far(weights(folder / "last"), steps[-1].weights, start)
     assert not far(weights(folder / "best"), steps[(best or len(steps)) - 1].kept, start)
 
@@ -287,8 +288,8 @@ def differ(steps: list[Step], others: list[Step], start: Weights) -> bool:
     """Tell whether two runs differ by much more than `check` lets pass."""
     if len(steps) != len(others):
         return True
-    rows = all(is_close(a.row, b.row, 1e-3) for a, b in zip(steps, others))
-    return not rows or bool(far(steps[-1].kept, others[-1].kept, start))
+    rows = any(unlike(a.row, b.row, 1e-2) for a, b in zip(steps, others))
+    return rows or bool(far(steps[-1].kept, others[-1].kept, start, share=0.2))
 
 
 @pytest.fixture(scope="module")
@@ -336,17 +337,19 @@ def evaluations(folder: Path) -> dict[int, dict]:
     return {int(row["step"]): row for row in read_log(folder) if "Meta Sum" in row}
 
 
-def metrics_at(steps: list[Step], s: dict, pairs: Triples, which: str = "kept") -> list[dict]:
-    """Evaluate the weights of each step."""
-    found = (compare_by_hand(getattr(step, which), s, pairs) for step in steps)
-    return [metrics_by_hand(sims, owners) for sims, _, owners in found]
+Compared = tuple[Tensor, list[int]]  # captions with videos, and the video of each caption
 
 
-def check_metrics(folder: Path, expected: list[dict]) -> None:
-    """See that the evaluations of a run found these metrics; `expected` has those of each step."""
+def compare_steps(steps: list[Step], s: dict, pairs: Triples) -> list[Compared]:
+    """Compare captions and videos by what is kept of each step."""
+    found = (compare_by_hand(step.kept, s, pairs) for step in steps)
+    return [(sims, owners) for sims, _, owners in found]
+
+
+def check_metrics(folder: Path, compared: list[Compared]) -> None:
+    """See that the evaluations of a run found what is right of their step."""
     for step, row in evaluations(folder).items():
-        for name, value in expected[step - 1].items():
-            assert row[name] == pytest.approx(value, abs=1e-6), (step, name)
+        assert not wrong_metrics(row, *compared[step - 1]), step
 
 
 def best_step(rule: str, metrics: dict[int, dict]) -> int:
@@ -376,7 +379,7 @@ def test_a_preset_arrives_whole(preset, rates, run, by_hand, tree):
     steps, start = by_hand(table | sizes)
     folder = run(preset=preset, select_on=None, evals_per_epoch=None, **sizes)
     assert [*evaluations(folder)] == [*range(every, 11, every)]
-    check_metrics(folder, metrics_at(steps, table | sizes, triples(tree / "data", split)))
+    check_metrics(folder, compare_steps(steps, table | sizes, triples(tree / "data", split)))
     check(folder, steps, start, best=best_step(rule, evaluations(folder)))
 
 
@@ -396,11 +399,11 @@ def example_pairs(root: Path, variant: str) -> Triples:
     ]
 
 
-@pytest.mark.parametrize("variant", ["9k", "7k"])
-def test_the_dataset_and_its_variant_arrive(variant, run, tree, tmp_path):
+@pytest.mark.parametrize(("variant", "count"), [("9k", 20), ("7k", 18)])
+def test_the_dataset_and_its_variant_arrive(variant, count, run, tree, tmp_path):
     root = write_example("msrvtt", tmp_path / "msrvtt")
     pairs = example_pairs(root, variant)
-    assert len(pairs) == dict([("9k", 20), ("7k", 18)])[variant]
+    assert len(pairs) == count
     start, data = first_weights(tree, PLAIN), dict(dataset="msrvtt", data_root=str(root))
     folder = run(**as_config(PLAIN) | data | dict(variant=variant))
     check(folder, train_by_hand(PLAIN, start, pairs), start)
@@ -409,10 +412,10 @@ def test_the_dataset_and_its_variant_arrive(variant, run, tree, tmp_path):
 @pytest.mark.parametrize(("rule", "videos"), [("val", 8), ("last", 10), ("official", 10)])
 def test_validation_videos_are_trained_on_unless_they_choose(rule, videos, run, tmp_path):
     """The list 9k of MSR-VTT holds the videos of val: with `select_on: val` they are left out."""
-    root, evaluations = write_example("msrvtt", tmp_path / "msrvtt"), dict(eval_every=100)
+    root = write_example("msrvtt", tmp_path / "msrvtt")
     data = dict(dataset="msrvtt", data_root=str(root), batch_size=2, epochs=1)
-    folder = run(**data, **evaluations, select_on=rule)
-    assert len([row for row in read_log(folder) if "loss" in row]) == videos
+    folder = run(**data, eval_every=100, select_on=rule)
+    assert len([row for row in read_log(folder) if "loss" in row]) == videos  # 2 captions each
 
 
 def test_the_shapes_are_never_mirrored_unless_asked(tmp_path):
@@ -449,23 +452,13 @@ def test_a_setting_arrives_in_the_validation(changes, run, by_hand, tree):
     s = PLAIN | dict(select_on="val", ema=0.0)
     splits = dict(val=triples(tree / "data", "val"), official=triples(tree / "data", "test"))
     expected, others = (
-        metrics_at(by_hand(settings)[0], settings, splits[settings["select_on"]])
+        compare_steps(by_hand(settings)[0], settings, splits[settings["select_on"]])
         for settings in (s | changes, s)
     )
-    assert expected != others, "this case shows nothing"
+    other = (wrong_metrics(metrics_by_hand(*b), *a) for a, b in zip(expected, others))
+    assert any(other), "this case shows nothing"
     folder = run(**as_config(s | changes), eval_every=1)
     check_metrics(folder, expected)
-
-
-def test_the_average_is_validated_and_not_the_weights_themselves(run, by_hand, tree):
-    s = PLAIN | dict(ema=0.8)
-    pairs, (steps, _) = triples(tree / "data", "val"), by_hand(s)
-    kept, raw = (metrics_at(steps, s, pairs, which) for which in ("kept", "weights"))
-    assert kept != raw
-    rows = evaluations(run(**as_config(s) | dict(select_on="val", eval_every=1)))
-    assert [rows[step]["t2v/MnR"] for step in (1, 2, 3)] == [
-        pytest.approx(row["t2v/MnR"]) for row in kept
-    ]
 
 
 @pytest.mark.parametrize("rule", ["val", "official", "last"])
