@@ -165,7 +165,7 @@ def check_pytest(tmp: Path) -> Result:
             "no:cacheprovider",
             f"--junitxml={report}",
             "tests",
-            limit=600,
+            limit=1200,
         )
     except Failed as error:
         output = str(error)
