@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from promptswitch_nb.baselines import centerclip
 from promptswitch_nb.baselines import clip4clip
 from promptswitch_nb.model import load_model
 from promptswitch_nb.settings import read_yaml
@@ -15,9 +16,9 @@ from promptswitch_nb.train import read_log
 from promptswitch_nb.train import train
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "systems"
-CONFIGS = sorted(FOLDER.glob("clip4clip_*.yaml"))
+CONFIGS = sorted([*FOLDER.glob("clip4clip_*.yaml"), *FOLDER.glob("centerclip_*.yaml")])
 NAMES = ("clip", "pretrained", "dataset", "variant", "data_root", "output_dir", "max_words")
-MODULES = (clip4clip,)
+MODULES = (centerclip, clip4clip)  # where the names come from
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_a_config_trains_its_system(path, shapes, tmp_path):
     """Of the config, only the sizes and the data are changed."""
     values = read_yaml(path)
     whole = TrainConfig(**values)
-    assert whole.model == path.stem and whole.lr_clip == 1e-6
+    assert whole.model == path.stem and 1e-6 <= whole.lr_clip <= 2e-6
     about = {key: value for key, value in values.items() if key not in NAMES}
     small = dict(clip="tiny", pretrained="", dataset="shapes", data_root=str(shapes))
     small |= dict(output_dir=str(tmp_path / "run"), batch_size=4, steps=2, evals_per_epoch=0)
