@@ -114,7 +114,8 @@ class Comparisons:
         """Demand that numbers are as close as the limit."""
         expected = torch.as_tensor(expected)
         assert found.shape == expected.shape, name
-        assert (found - expected).abs().max() < limit * max(1.0, expected.abs().max().item()), name
+        size = max(1.0, expected.abs().max().item())
+        assert (found - expected).abs().max() < limit * size, name
         self.count += 1
 
 

@@ -190,7 +190,7 @@ class DRLConfig:
         given = self.on_diagonal, self.off_diagonal
         return tuple(u if g is None else g for u, g in zip(usual, given))
 
-# %% ../../nbs/baselines/08_drl.ipynb #b37b8b22
+# %% ../../nbs/baselines/08_drl.ipynb #92801967
 @register_model("drl")
 class DRL(VideoCLIP):
     """Each word finds its frame, each frame its word, weighed by small networks (DRL)."""
@@ -229,7 +229,7 @@ class DRL(VideoCLIP):
         vectors, mask = super().frame_features(frames, mask)
         if self.temporal is not None:
             vectors = vectors + self.temporal(vectors, mask)
-        return vectors, mask
+        return vectors if mask is None else vectors.masked_fill(~mask[..., None], 0), mask
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """List the trainable parameters by component: clip, fusion, temporal, weights."""
