@@ -16,6 +16,7 @@ from promptswitch_nb.baselines.shared import TightConfig
 from promptswitch_nb.baselines.shared import TightFusion
 from promptswitch_nb.clip import TINY_CONFIG
 from promptswitch_nb.clip import CLIPTowers
+from promptswitch_nb.system import VideoCLIP
 from promptswitch_nb.system import unit
 
 DATA = os.environ.get("PROMPTSWITCH_TEST_DATA")
@@ -97,10 +98,9 @@ def features(model: DRL, words: Tensor, frames: Tensor) -> tuple[dict, dict]:
     sentence = words[torch.arange(len(words)), word_mask.sum(1) - 1]
     text = dict(pooled=unit(sentence), sentence=sentence, words=words, mask=word_mask)
     text["weights"] = model.word_weights(words, word_mask)
-    if model.temporal is not None:
-        frames = frames + model.temporal(frames, frame_mask)
-    video = dict(pooled=model.pool(frames, frame_mask), frames=frames, mask=frame_mask)
-    video["weights"] = model.frame_weights(frames, frame_mask)
+    with pytest.MonkeyPatch.context() as patch:  # frames as if CLIP had encoded them
+        patch.setattr(VideoCLIP, "frame_features", lambda self, frames, mask: (frames, mask))
+        video = model.video_features(frames, frame_mask)
     return text, video
 
 

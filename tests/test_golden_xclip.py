@@ -17,6 +17,7 @@ from promptswitch_nb.baselines.xclip import attend
 from promptswitch_nb.clip import TINY_CONFIG
 from promptswitch_nb.clip import CLIPTowers
 from promptswitch_nb.losses import contrastive_from_similarity
+from promptswitch_nb.system import VideoCLIP
 from promptswitch_nb.system import unit
 
 DATA = os.environ.get("PROMPTSWITCH_TEST_DATA")
@@ -77,8 +78,9 @@ def features(model: XCLIP, given: dict[str, Tensor]) -> tuple[dict, dict]:
     words = given["words"]
     text = dict(pooled=unit(given["sentence"][:, 0]), words=words)
     text["mask"] = torch.ones_like(words[..., 0]).bool()
-    pooled = model.pool(given["frames"], frame_mask)
-    return text, dict(pooled=pooled, frames=given["frames"], mask=frame_mask)
+    with pytest.MonkeyPatch.context() as patch:  # frames as if CLIP had encoded them
+        patch.setattr(VideoCLIP, "frame_features", lambda self, frames, mask: (frames, mask))
+        return text, model.video_features(given["frames"], frame_mask)
 
 
 class Comparisons:

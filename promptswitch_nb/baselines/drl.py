@@ -82,7 +82,7 @@ class TokenWeights(nn.Module):
         lowest = torch.finfo(scores.dtype).min
         return scores.masked_fill(~mask, lowest).softmax(dim=1) * mask
 
-# %% ../../nbs/baselines/08_drl.ipynb #9081ac20
+# %% ../../nbs/baselines/08_drl.ipynb #376cef39
 @dataclass(frozen=True)
 class TokenInteractionConfig(FusionConfig):
     """Hold the options of token interaction."""
@@ -99,9 +99,9 @@ class TokenInteraction(Fusion):
         self,
         video: dict[str, Tensor],  # `frames` (N,F,E), `mask` (N,F), `weights` (N,F)
     ) -> dict[str, Tensor]:  # what `forward` takes in their place
-        """Give real frames length 1."""
-        frames = unit(video["frames"]).masked_fill(~video["mask"][..., None], 0)
-        return dict(unit_frames=frames, mask=video["mask"], weights=video["weights"])
+        """Give all frames length 1."""
+        unit_frames = unit(video["frames"])
+        return dict(unit_frames=unit_frames, mask=video["mask"], weights=video["weights"])
 
     def forward(
         self,
@@ -190,7 +190,7 @@ class DRLConfig:
         given = self.on_diagonal, self.off_diagonal
         return tuple(u if g is None else g for u, g in zip(usual, given))
 
-# %% ../../nbs/baselines/08_drl.ipynb #92801967
+# %% ../../nbs/baselines/08_drl.ipynb #26b02ad7
 @register_model("drl")
 class DRL(VideoCLIP):
     """Each word finds its frame, each frame its word, weighed by small networks (DRL)."""
@@ -229,7 +229,7 @@ class DRL(VideoCLIP):
         vectors, mask = super().frame_features(frames, mask)
         if self.temporal is not None:
             vectors = vectors + self.temporal(vectors, mask)
-        return vectors if mask is None else vectors.masked_fill(~mask[..., None], 0), mask
+        return vectors, mask
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """List the trainable parameters by component: clip, fusion, temporal, weights."""
