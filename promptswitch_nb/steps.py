@@ -144,7 +144,10 @@ class TrainingPass(nn.Module):
         """Encode, gather, compare."""
         with torch.autocast(frames.device.type, self.half, self.half is not None):
             text, video = self.model.text_features(ids), self.model.video_features(frames)
-        text, video = ({key: gather_rows(t) for key, t in part.items()} for part in (text, video))
+        text, video = (
+            {key: gather_rows(t.float() if t.is_floating_point() else t) for key, t in part.items()}
+            for part in (text, video)
+        )
         rows = slice(rank() * len(ids), (rank() + 1) * len(ids))
         return self.model.losses(text, video, ids, rows)
 

@@ -573,17 +573,19 @@ def test_the_share_of_bad_videos_is_the_setting(run, tmp_path):
     assert len((folder / "bad_videos.csv").read_text().splitlines()) == 3
 
 
-def test_the_precision_arrives_in_the_step(tree):
+@pytest.mark.parametrize("reads", ["width", "joint"])
+def test_the_precision_arrives_in_the_step(reads, tree):
     """The command refuses half precision without a GPU; a step in bfloat16 is shown without it."""
-    model, losses = small_model().drop_captioner().train(), {}
+    model, losses = small_model(captioner_reads=reads).train(), {}
     frames, ids = torch.randn(3, 2, 3, 16, 16), model.tokenize(["a ring", "the square", "red"])
     for precision in ("fp32", "bf16"):
         places = dict(data_root="", output_dir="", lr_clip=0, lr_new=0, k=0)
         config = TrainConfig(**SIZES | places, precision=precision)
         row = Stepper(model, step_plan(config, 1)).step(0, [(frames, ids)])
-        losses[precision] = row["contrastive"]
-    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
-    assert losses["bf16"] != pytest.approx(losses["fp32"], rel=1e-5)
+        losses[precision] = row["contrastive"], row["caption"]
+    for half, full in zip(losses["bf16"], losses["fp32"]):
+        assert half == pytest.approx(full, rel=0.1)
+        assert half != pytest.approx(full, rel=1e-5)
 
 
 def test_the_device_arrives(run):
