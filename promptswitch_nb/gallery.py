@@ -122,7 +122,6 @@ class Encoded:
     videos: list[Pair]  # the N videos, a pair of each
     failures: list  # (video_id, path, reason) of the videos that could not be read
 
-    @torch.inference_mode()
     def similarity(
         self,
         queries: slice | list[int] = slice(None),  # which captions
@@ -133,9 +132,10 @@ class Encoded:
         """Compare captions with all videos."""
         text = {name: values[queries] for name, values in self.text.items()}
         bounded = partial(self.model.similarity, memory_mb=memory_mb)
-        if rerank and not self.model.offline:
-            return two_stage(text, self.video, bounded, k=rerank)
-        return bounded(text, self.video)
+        with evaluating(self.model):  # a fusion may have dropout
+            if rerank and not self.model.offline:
+                return two_stage(text, self.video, bounded, k=rerank)
+            return bounded(text, self.video)
 
 # %% ../nbs/06da_gallery.ipynb #2d1b01b4
 def check_view(
@@ -215,7 +215,6 @@ def gallery_ranks(
     return expected_rank(_places(encoded, rerank, 256)["t2v"])
 
 # %% ../nbs/06da_gallery.ipynb #d3dfac61
-@torch.inference_mode()
 def paired_similarity(
     model: VideoCLIP,
     text: dict[str, Tensor],  # of N texts
@@ -227,7 +226,8 @@ def paired_similarity(
     found = []
     for i in range(0, len(text["pooled"]), block):
         parts = ({k: v[i : i + block] for k, v in part.items()} for part in (text, video))
-        found.append(model.similarity(*parts).diagonal())
+        with evaluating(model):
+            found.append(model.similarity(*parts).diagonal())
     return torch.cat(found) if found else torch.zeros(0)
 
 # %% ../nbs/06da_gallery.ipynb #2d162f3c

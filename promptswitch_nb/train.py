@@ -213,21 +213,20 @@ def model_to_keep(self: Trainer) -> VideoCLIP:
 
 
 @patch
-def measure(self: Trainer) -> tuple[dict, list[dict], list[tuple]]:  # metrics, captions, failures
+def measure(self: Trainer) -> tuple[dict, list[dict]]:  # metrics, captions
     """Rank the gallery, and let the model describe some of its videos."""
     c, model = self.config, self.model_to_keep()
     found = encode_split(model, self.gallery, workers=c.workers, precision=c.precision)
+    self.bad.add(found.failures)
     captions = sample_captions(model, self.gallery, c.caption_samples)
-    return gallery_metrics(found), captions, found.failures
+    return gallery_metrics(found), captions
 
 
 @patch
 def evaluate(self: Trainer) -> None:
     """Evaluate, note the result, and keep the weights if they are the best so far."""
     c, p = self.config, self.progress
-    metrics, captions, failures = on_first_process(self.measure)
-    if rank() == 0:
-        self.failures += failures
+    metrics, captions = on_first_process(self.measure)
     p.history.append({name: metrics[name] for name in METRICS})
     p.captions += [dict(step=p.step) | row for row in captions]
     if rank() == 0:

@@ -48,6 +48,8 @@ def prepare(
     video: dict[str, Tensor],  # `frames` (N,F,E), `mask` (N,F)
 ) -> dict[str, Tensor]:  # of the videos, what knows nothing of a text, in float32 at least
     """Fold the matrices into the frames, and multiply each video's frames with each other."""
+    if self.training and self.config.dropout:
+        return video  # the plain form takes the frames as they are
     frames, mask = _wide(video["frames"]), video.get("mask")
     frames = frames if mask is None else frames.masked_fill(~mask[..., None], 0)
     x = self.norm_in(frames)

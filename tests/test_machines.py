@@ -243,3 +243,13 @@ def test_each_epoch_says_how_many_pairs_are_left_out(small_run, tmp_path, capsys
     (root / "captions.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match="no batch of 8 has two different videos"):
         run(small_run, **lonely, select_on="last", evals_per_epoch=0, eval_every=0)
+
+
+def test_a_validation_set_that_cannot_be_decoded_is_told(small_run, tmp_path):
+    rows = json.loads((tmp_path / "data" / "captions.json").read_text())
+    for row in rows:
+        if row["split"] == "val":
+            (tmp_path / "data" / "videos" / row["video"]).write_bytes(b"no video")
+    with pytest.raises(DataError, match="2 videos"):
+        run(small_run, max_bad_share=1)
+    assert len((tmp_path / "run" / "bad_videos.csv").read_text().splitlines()) == 3
