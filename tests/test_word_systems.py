@@ -1,4 +1,4 @@
-"""DRL and X-CLIP are trained, saved and evaluated as their configs say, in all their forms."""
+"""DRL, X-CLIP and X-Pool are trained, saved and evaluated as their configs say, in all their forms."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 
 from promptswitch_nb.baselines.drl import DRL
 from promptswitch_nb.baselines.xclip import XCLIP
+from promptswitch_nb.baselines.xpool import XPoolCLIP
 from promptswitch_nb.clip import tiny_clip
 from promptswitch_nb.evaluate import EvaluateConfig
 from promptswitch_nb.evaluate import evaluate
@@ -21,7 +22,7 @@ from promptswitch_nb.train import read_log
 from promptswitch_nb.train import train
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "systems"
-SYSTEMS = dict(drl=DRL, xclip=XCLIP)
+SYSTEMS = dict(drl=DRL, xclip=XCLIP, xpool=XPoolCLIP)
 FORMS = [
     (DRL, dict()),
     (DRL, dict(interaction="ti", temporal_layers=0)),
@@ -61,7 +62,7 @@ def test_a_config_trains_its_system(name, shapes, tmp_path):
     about = {key: value for key, value in values.items() if key not in OF_SCALE}
     run = trained(about | dict(model=path_of(SYSTEMS[name])), tmp_path, shapes)
     model = load_model(run / "best")
-    assert type(model) is SYSTEMS[name] and not model.config.official
+    assert type(model) is SYSTEMS[name] and not getattr(model.config, "official", False)
     assert getattr(model.config, "frozen_embeddings", True)  # DRL's embeddings are trained
 
 
