@@ -1,4 +1,4 @@
-"""DRL, X-CLIP and X-Pool are trained, saved and evaluated as their configs say, in all their forms."""
+"""DRL, X-CLIP and X-Pool are trained, saved and evaluated by config, in all their forms."""
 
 from pathlib import Path
 
