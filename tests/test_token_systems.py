@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from promptswitch_nb.baselines import token_shift
 from promptswitch_nb.baselines import video_proxy
 from promptswitch_nb.model import load_model
 from promptswitch_nb.settings import read_yaml
@@ -16,9 +17,9 @@ from promptswitch_nb.train import train
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "systems"
 SIZES = ("clip", "pretrained", "dataset", "variant", "data_root", "output_dir", "max_words")
-MODULES = (video_proxy,)  # where the names come from
-PUBLISHED = ("clipvip",)  # with a config of their own
-OURS = ("video_proxy",)  # rows of Table 2
+MODULES = (token_shift, video_proxy)  # where the names come from
+PUBLISHED = ("clipvip", "ts2net")  # with a config of their own
+OURS = ("token_shift", "video_proxy")  # rows of Table 2
 
 
 @pytest.fixture(scope="module")
