@@ -1,0 +1,223 @@
+"""TS2-Net's shift, tower, selection and score are those of its released code."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from einops import rearrange
+from safetensors.torch import load_file
+from torch import Tensor
+
+from promptswitch_nb.baselines.shared import SequenceTransformer
+from promptswitch_nb.baselines.token_shift import TS2Net
+from promptswitch_nb.baselines.token_shift import TS2NetConfig
+from promptswitch_nb.baselines.token_shift import shift_tokens
+from promptswitch_nb.baselines.token_shift import source_frames
+from promptswitch_nb.clip import tiny_clip
+from promptswitch_nb.system import unit
+
+ROOT = os.environ.get("PROMPTSWITCH_TEST_DATA")
+FOLDER = Path(ROOT or "", "golden", "systems", "ts2net")
+pytestmark = pytest.mark.skipif(not ROOT, reason="PROMPTSWITCH_TEST_DATA is not set")
+SETTINGS = {"ViT_width", "ViT_heads", "E", "heads", "layers", "B", "F", "grid", "torch"}
+SETTINGS |= {"noise_samples", "noise_sigma", "topk", "logit_scale_log"}
+NAMES = {  # of the released weights, and ours of the same
+    "visual_token_selector.": "",
+    "score_predictor.in_conv.0.": "selector.norm.",
+    "score_predictor.in_conv.1.": "selector.inner.",
+    "score_predictor.out_conv.0.": "selector.mix.",
+    "score_predictor.out_conv.2.": "selector.score.",
+    "transformerClip.resblocks.": "temporal.blocks.",
+    "frame_position_embeddings.weight": "temporal.positions",
+    "clip.logit_scale": "clip.model.logit_scale",
+}
+
+
+def our_name(released: str) -> str:
+    """Rename a released weight."""
+    if released.startswith("visual."):
+        return f"clip.model.{released}"
+    for theirs, ours in NAMES.items():
+        released = released.replace(theirs, ours)
+    return released
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict:
+    """Read everything."""
+    files = {
+        name: load_file(FOLDER / f"{name}.safetensors") for name in ("inputs", "weights", "outputs")
+    }
+    return files | dict(expected=json.loads((FOLDER / "expected.json").read_text()))
+
+
+def build(golden: dict) -> TS2Net:
+    """Build a system of the released size, with its weights."""
+    sizes, weights = golden["expected"], golden["weights"]
+    patch, side = weights["visual.conv1.weight"].shape[-1], golden["inputs"]["images"].shape[-1]
+    assert side // patch == sizes["grid"]
+    blocks = {int(name.split(".")[3]) for name in weights if name.startswith("visual.transf")}
+    config = dict(
+        embed_dim=sizes["E"],
+        quick_gelu=True,
+        vision_cfg=dict(
+            image_size=side,
+            patch_size=patch,
+            layers=len(blocks),
+            width=sizes["ViT_width"],
+            head_width=sizes["ViT_width"] // sizes["ViT_heads"],
+        ),
+        text_cfg=dict(context_length=8, width=sizes["E"], heads=sizes["heads"], layers=1),
+    )
+    config = (
+        TS2NetConfig(
+            patches=sizes["topk"],
+            samples=sizes["noise_samples"],
+            sigma=sizes["noise_sigma"],
+            official=True,
+        ),
+        tiny_clip(["a"], config=config),
+    )
+    model = TS2Net(*reversed(config))
+    rows = len(weights["frame_position_embeddings.weight"])
+    parts = dict(layers=sizes["layers"], heads=sizes["heads"], rows=rows)
+    model.temporal = SequenceTransformer(sizes["E"], **parts)
+    own, found = model.state_dict(), {our_name(name): w for name, w in weights.items()}
+    towers = {name for name in own if name.startswith("clip.model.")}
+    text = {name for name in towers if not name.startswith("clip.model.visual.")}
+    assert own.keys() - found.keys() == text - {"clip.model.logit_scale"}
+    model.load_state_dict(own | found)
+    return model.eval()
+
+
+def flat(value: object, name: str = "") -> dict[str, float]:
+    """List the numbers of nested dicts by their dotted names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {
+        k: v for key, x in value.items() for k, v in flat(x, f"{name}.{key}".strip(".")).items()
+    }
+
+
+def shifts(golden: dict) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Shift what is given, and say where tokens come from."""
+    tensors = {}
+    for name, images in golden["inputs"].items():
+        if name.startswith("shift.in."):
+            frames = rearrange(images, "(b f) l d -> b f l d", b=2)
+            sources = source_frames(images.shape[1], official=True)
+            tensors[name.replace("in", "out")] = shift_tokens(frames, sources).flatten(0, 1)
+    sources = source_frames(50, official=True)
+    numbers = {
+        "shift_50_source_frame_minus_own": sources.tolist(),
+        "shift_50_first_frame": sources.clamp(min=0).tolist(),
+        "shift_50_last_frame": sources.clamp(max=0).tolist(),
+    }
+    for frame, name in enumerate(("first_frame", "source_frame_minus_own", "last_frame")):
+        own = torch.arange(3)[:, None].expand(3, 50)
+        moved = shift_tokens(own[None, ..., None], sources)[0, frame, :, 0] - frame
+        assert moved.tolist() == numbers[f"shift_50_{name}"]
+    return tensors, numbers
+
+
+def tower(golden: dict, model: TS2Net) -> dict[str, Tensor]:
+    """Run the tower with the shift, and without."""
+    images = golden["inputs"]["images"]
+    videos = rearrange(images, "(b f) c h w -> b f c h w", b=golden["expected"]["B"])
+    alone = model.clip.final_norm(model.clip.video_tokens(videos))
+    both = {"visual.tokens": model.shifted_tokens(videos), "visual.unshifted_tokens": alone}
+    return {name: model.to_joint(x).flatten(0, 1) for name, x in both.items()}
+
+
+def selection(golden: dict, model: TS2Net) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Select with the given noise, and go back."""
+    model.zero_grad()
+    inputs = golden["inputs"]
+    tokens = inputs["tokens"].clone().requires_grad_()
+    kept = model.selector(tokens.flatten(0, 1), inputs["noise"])
+    kept = rearrange(kept, "(b f) k e -> b (f k) e", b=len(tokens))
+    (kept * inputs["selection.cotangent"]).sum().backward()
+    scores = model.selector.scores(inputs["tokens"].flatten(0, 1))
+    tensors = {"selection.scores": scores, "selection.tokens": kept}
+    norms = {our_name(name): name for name in golden["weights"]}
+    grads = {norms[f"selector.{name}"]: p.grad for name, p in model.selector.named_parameters()}
+    numbers = {
+        f"selection_grad_norms.{name.removeprefix('visual_token_selector.')}": grad.norm().item()
+        for name, grad in grads.items()
+    }
+    return tensors | {"selection.grad.tokens": tokens.grad}, numbers
+
+
+def score(case: str, golden: dict, model: TS2Net) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Compare texts with videos from their selected tokens, and go back."""
+    model.zero_grad()
+    inputs, n_frames = golden["inputs"], golden["expected"]["F"]
+    mask = inputs[f"video_mask.{case}"].bool()
+    text, tokens = (
+        x.clone().requires_grad_() for x in (inputs["text"], golden["outputs"]["selection.tokens"])
+    )
+    each = rearrange(tokens, "b (f k) e -> b f k e", f=n_frames)
+    frames, counts = model.across_tokens(each, mask)
+    texts = dict(sentence=text[:, 0], pooled=unit(text[:, 0]))
+    videos = dict(frames=frames, mask=counts, pooled=model.pool(frames, counts))
+    logits = model.similarity(texts, videos) * model.clip.model.logit_scale.exp()
+    loss = model.losses(texts, videos, ids=None)["loss"]
+    loss.backward()
+    raw = dict(frames=inputs["frames"], mask=mask, pooled=videos["pooled"])
+    scale = model.clip.model.logit_scale.exp()
+    tensors = {f"frame_sim.{case}": model.similarity(texts, raw) * scale, f"{case}.logits": logits}
+    tensors[f"{case}.logits_second_return"] = logits
+    tensors |= {f"{case}.grad.text": text.grad, f"{case}.grad.selected": tokens.grad}
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    numbers = {
+        f"{case}.grad_norms.{name}": grads.pop(our_name(name)).norm().item()
+        for name in golden["weights"]
+        if our_name(name) in grads
+    }
+    assert all(not grad.any() for grad in grads.values())
+    return tensors, numbers | {f"{case}.loss": loss.item(), f"{case}.two_returns_equal": 0.0}
+
+
+def test_everything_in_the_folder(golden):
+    """Each tensor and each number is compared."""
+    model = build(golden)
+    tensors, numbers = shifts(golden)
+    tensors |= tower(golden, model)
+    for more_tensors, more_numbers in (
+        selection(golden, model),
+        score("full", golden, model),
+        score("padded", golden, model),
+    ):
+        tensors, numbers = tensors | more_tensors, numbers | more_numbers
+    assert tensors.keys() == golden["outputs"].keys()
+    for name, ours in tensors.items():
+        bound = 1e-4 if ".grad." in name else 1e-5
+        bound = 0 if name.startswith("shift") else bound
+        torch.testing.assert_close(ours, golden["outputs"][name], rtol=bound, atol=bound, msg=name)
+    expected = flat({k: v for k, v in golden["expected"].items() if k not in SETTINGS})
+    for name, ours in numbers.items():
+        if isinstance(ours, list):
+            assert ours == expected[name], name
+            continue
+        bound = 1e-4 if "grad" in name else 1e-5
+        assert ours == pytest.approx(expected[name], rel=bound, abs=bound), name
+    assert numbers.keys() == expected.keys()
+    assert len(tensors) + len(numbers) > 60
+
+
+def test_the_right_mask_is_another_where_videos_are_padded(golden):
+    """Without padding both masks are one; with it, only the right one leaves padding unheard."""
+    right, released = build(golden), build(golden)
+    right.config = TS2NetConfig(samples=golden["expected"]["noise_samples"])
+    tokens = golden["outputs"]["selection.tokens"].unflatten(1, (golden["expected"]["F"], -1))
+    masks = {case: golden["inputs"][f"video_mask.{case}"].bool() for case in ("full", "padded")}
+    outputs = [m.across_tokens(tokens, masks["full"])[0] for m in (right, released)]
+    torch.testing.assert_close(*outputs)
+    padding = ~masks["padded"][..., None, None]
+    for model, heard in ((right, False), (released, True)):
+        before, counts = model.across_tokens(tokens, masks["padded"])
+        after, _ = model.across_tokens(tokens.masked_fill(padding, 9.0), masks["padded"])
+        assert torch.equal(counts, masks["padded"]) != heard
+        assert torch.allclose(before, after) != heard
