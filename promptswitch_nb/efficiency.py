@@ -77,7 +77,7 @@ class RankingCost:
     kept_mb: float  # features of all videos, in float32
     offline: bool  # one vector a video is enough
 
-
+# %% ../nbs/10_efficiency.ipynb #3eda6705
 def seconds_of(
     function: Callable[[], object],  # what is measured
     *,
@@ -92,7 +92,7 @@ def seconds_of(
         taken.append(time.process_time() - start)
     return statistics.median(taken)
 
-
+# %% ../nbs/10_efficiency.ipynb #6b35fd03
 @torch.inference_mode()
 def ranking_cost(
     name: str,  # of the system

@@ -48,7 +48,7 @@ def prepare(
     video: dict[str, Tensor],  # `frames` (N,F,E), `mask` (N,F)
 ) -> dict[str, Tensor]:  # of the videos, what knows nothing of a text, in float32 at least
     """Fold the matrices into the frames, and multiply each video's frames with each other."""
-    if self.training and self.config.dropout:
+    if self.training:
         return video  # the plain form takes the frames as they are
     frames, mask = _wide(video["frames"]), video.get("mask")
     frames = frames if mask is None else frames.masked_fill(~mask[..., None], 0)
@@ -92,8 +92,8 @@ def forward(
     text: dict[str, Tensor],  # `sentence` (Q,E)
     video: dict[str, Tensor],  # `frames` (N,F,E), `mask` (N,F); or what `prepare` made of them
 ) -> Tensor:  # (Q,N) cosines
-    """Compare each text with each video as the text sees it; with dropout, in the plain form."""
-    if self.training and self.config.dropout:
+    """Compare each text with each video as the text sees it; in training, in the plain form."""
+    if self.training:
         return XPool.forward(self, text, video)
     ready = video if "answers" in video else self.prepare(video)
     query, unit = self.queries(text["sentence"]), F.normalize(_wide(text["sentence"]), dim=-1)
@@ -135,8 +135,8 @@ def floats_per_pair(
     text: dict[str, Tensor],  # features, for their shapes
     video: dict[str, Tensor],  # features, for their shapes
 ) -> int:
-    """Count what a pair keeps of scores, weights and squares; with dropout, the plain form's."""
-    if self.training and self.config.dropout:
+    """Count what a pair keeps of scores, weights and squares; in training, the plain form's."""
+    if self.training:
         return XPool.floats_per_pair(self, text, video)
     return 9 * self.config.heads * video["frames"].shape[1] + 14
 

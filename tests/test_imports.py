@@ -58,6 +58,7 @@ ROOMS = [
     "evaluate",
     "demo",
     "cli",
+    "efficiency",
 ]
 # These take tensors and plain numbers, and know no model and no config.
 LEAVES = {*ROOMS[: ROOMS.index("system")], "metrics", "motions"}
@@ -66,7 +67,7 @@ LEAVES = {*ROOMS[: ROOMS.index("system")], "metrics", "motions"}
 CORE = ROOMS[: ROOMS.index("model") + 1]
 SHARED = {f"{PACKAGE}.baselines.shared", f"{PACKAGE}.baselines.words"}
 # These start something; no other room imports them.
-ENDS = {"train", "evaluate", "demo", "cli"}
+ENDS = {"train", "evaluate", "demo", "cli", "efficiency"}
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
 
 
