@@ -57,6 +57,7 @@ setup(
         "console_scripts": cfg["console_scripts"].split(),
         "promptswitch_nb.systems": cfg["systems"].split(),
         "promptswitch_nb.encoders": cfg["encoders"].split(),
+        "promptswitch_nb.fusions": cfg["fusions"].split(),
     },
     zip_safe=False,
 )

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fusions', 'pool_frames', 'mean_pooling', 'attention_pooling', 'top_k_pooling', 'FusionConfig', 'Fusion', 'MeanFusion',
            'AttentionConfig', 'AttentionFusion', 'TopKConfig', 'TopKFusion', 'XPoolConfig', 'XPool',
-           'similarity_in_blocks', 'two_stage']
+           'similarity_in_blocks', 'LiveBytes', 'two_stage']
 
 # %% ../nbs/05a_fusion.ipynb #57f3f8d5
 import math
@@ -18,6 +18,9 @@ from einops import einsum
 from einops import rearrange
 from torch import Tensor
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .registry import Registry
 
@@ -97,7 +100,7 @@ def top_k_pooling(
 # %% ../nbs/05a_fusion.ipynb #0c0723bf
 fusions = Registry("fusion", group="promptswitch_nb.fusions")
 
-
+# %% ../nbs/05a_fusion.ipynb #d4cb9d19
 @dataclass(frozen=True)
 class FusionConfig:
     """Hold a fusion's options; this one has none."""
@@ -133,6 +136,13 @@ class Fusion(nn.Module):
     ) -> Tensor:  # (Q,N) like a cosine, without the temperature
         """Compute the similarities of a block."""
         raise NotImplementedError
+
+    def prepare(
+        self,
+        video: dict[str, Tensor],  # features, first axis N
+    ) -> dict[str, Tensor]:  # what `forward` takes in their place
+        """Compute what can be made of the videos before any text is there; here nothing."""
+        return video
 
     def floats_per_pair(
         self,
@@ -277,9 +287,8 @@ def _weighted_sum(weights: Tensor, value: Tensor) -> Tensor:
     return rearrange(total, "n q h d -> n q (h d)")
 
 # %% ../nbs/05a_fusion.ipynb #ddfe2074
-@fusions.register("xpool")
 class XPool(Fusion):
-    """Let each text attend to the frames of each video, with learned matrices (X-Pool)."""
+    """Let each text attend to the frames of each video, as X-Pool's paper writes it."""
 
     Config = XPoolConfig
 
@@ -362,10 +371,39 @@ def similarity_in_blocks(
     rows = fusion.floats_per_row(text), fusion.floats_per_row(video)
     q, n = _block_shape(Q, N, fusion.floats_per_pair(text, video), *rows, floats)
     for j in range(0, N, n):
-        part = _rows(video, slice(j, j + n))
+        part = fusion.prepare(_rows(video, slice(j, j + n)))
         for i in range(0, Q, q):
             result[i : i + q, j : j + n] = fusion(_rows(text, slice(i, i + q)), part)
     return result
+
+# %% ../nbs/05a_fusion.ipynb #30cb9122
+class LiveBytes(TorchDispatchMode):
+    """Follow how many bytes of new tensors are alive, and the most there ever were."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.given, self.peak = {}, set(), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Run an operation and add up what is alive after it."""
+        for storage in self.storages((args, kwargs)):
+            if storage not in self.made:
+                self.given.add(storage)
+        out = function(*args, **(kwargs or {}))
+        for storage, size in self.storages(out).items():
+            if storage not in self.given:
+                self.made[storage] = size
+        self.made = {ref: size for ref, size in self.made.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(self.made.values()))
+        return out
+
+    def storages(
+        self,
+        values: object,  # anything that may hold tensors
+    ) -> dict:  # memory -> bytes
+        """Return the memory that tensors lie in, and its size."""
+        found = [value.untyped_storage() for value in tree_leaves(values) if torch.is_tensor(value)]
+        return {StorageWeakRef(storage): storage.nbytes() for storage in found}
 
 # %% ../nbs/05a_fusion.ipynb #a7be577e
 @torch.no_grad()

@@ -26,6 +26,7 @@ ROOMS = [
     "captioner",
     "losses",
     "fusion",
+    "xpool",
     "frames",
     "video",
     "annotations",
