@@ -7,7 +7,7 @@ from setuptools import find_packages
 from setuptools import setup
 
 HERE = Path(__file__).parent
-PYTHONS = ["3.10", "3.11", "3.12"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 STATUSES = [
     "1 - Planning",
     "2 - Pre-Alpha",

@@ -8,6 +8,7 @@ __all__ = ['DatasetName', 'PRESETS', 'D6', 'OPTIONAL', 'ModelOptions', 'known_da
 
 # %% ../nbs/06e_config.ipynb #860244b2
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 from typing import Literal
@@ -18,7 +19,9 @@ from pydantic import NonNegativeInt
 from pydantic import PositiveInt
 from pydantic import model_validator
 
-from .datasets import FORMATS
+from .annotations import DataError
+from .datasets import dataset_names
+from .formats import get_format
 from .frames import PRESET_VIEWS
 from .frames import SAMPLING_MODES
 from .model import encoder_and_fusion
@@ -51,8 +54,11 @@ def known_dataset(
     name: str,
 ) -> str:  # the same name
     """Refuse a dataset whose format is not known, and list those that are."""
-    if name not in FORMATS:
-        raise ValueError(f"dataset is {name!r}: choose one of {', '.join(FORMATS)}.")
+    try:
+        get_format(name)
+    except DataError as error:
+        known = ", ".join(dataset_names())
+        raise ValueError(f"dataset is {name!r}: choose one of {known} ({error}).") from error
     return name
 
 
@@ -210,9 +216,9 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
         filled = {name: value for name, value in values.items() if value is not None}
         preset = filled.get("preset", "paper")
         values = (PRESETS[preset] if preset in [*PRESETS] else {}) | filled
-        form = FORMATS.get(str(values.get("dataset")))
-        if form is not None and not form.mirrors and "flip" not in filled:
-            values["flip"] = False
+        with suppress(DataError):  # `known_dataset` will say it
+            if not get_format(str(values.get("dataset"))).mirrors and "flip" not in filled:
+                values["flip"] = False
         return values
 
     @model_validator(mode="after")
@@ -268,7 +274,7 @@ class EvaluateConfig(Settings):
     rerank: NonNegativeInt = 0  # K of two-stage ranking; 0: the fusion compares all videos
     memory_mb: AtLeast0 = 256  # bound for what comparing takes, in megabytes
     results_dir: str = "results"  # where <run>.json is written
-    run: str = ""  # name of the results; "": from the checkpoint's path
+    run: str = ""  # name of the results; "": of checkpoint and data; what is unusual is added
     max_bad_share: Share = 0.01  # share of the videos that may fail to decode
 
     @model_validator(mode="after")

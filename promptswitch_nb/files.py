@@ -69,13 +69,12 @@ def atomic_folder(
     folder: str | Path,  # is created, or replaced
 ) -> Iterator[Path]:  # an empty folder to write into, inside the `with` block
     """Give a folder its name when the block that fills it has ended well, and only then."""
-    folder = Path(folder)
-    part, old = (folder.with_name(folder.name + end) for end in (".writing", ".old"))
-    shutil.rmtree(part, ignore_errors=True)
+    folder = Path(folder).resolve()
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    old = part.with_name(f"{part.name}.old")
     part.mkdir(parents=True)
     try:
         yield part
-        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
         os.replace(part, folder)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .annotations import DataError
 from .annotations import Pair
 from .clip import token_lengths
 from .frames import Preprocess
@@ -29,6 +30,7 @@ from .metrics import expected_rank
 from .metrics import summarise
 from .samples import GalleryDataset
 from .samples import Queries
+from .samples import each_batch
 from .samples import loader_options
 from .system import VideoCLIP
 
@@ -166,14 +168,28 @@ def encode_split(
         generator=torch.Generator(),  # so that the global one is left alone
         **loader_options(workers),
     )
-    video, index, failures = encode_gallery(model, loader, autocast=HALF[precision])
+    batches = each_batch(loader)
+    video, index, failures = encode_gallery(model, batches, autocast=HALF[precision])
     queries = gallery.queries(index)
     text = encode_texts(model, queries.texts)
     return Encoded(model, text, video, queries, [gallery.videos[i] for i in index], failures)
 
 # %% ../nbs/06da_gallery.ipynb #f27fabb2
+def _check_not_empty(encoded: Encoded) -> None:
+    """Refuse a gallery that has no video, and say why it has none."""
+    if encoded.failures and not encoded.videos:
+        _, path, reason = encoded.failures[0]
+        raise DataError(
+            f"none of the {len(encoded.failures):,} videos can be decoded, {path} the first "
+            f"({reason}): `promptswitch check-data` on the data root lists them."
+        )
+    if not encoded.queries.texts:
+        raise DataError("the split has no captions: nothing can be ranked; choose another split.")
+
+
 def _places(encoded: Encoded, rerank: int, memory_mb: float) -> dict:
     """Place the queries of both directions."""
+    _check_not_empty(encoded)
     owners = encoded.queries.video_of_text
     if encoded.model.offline:
         return compare(encoded.text["pooled"], encoded.video["pooled"], owners)

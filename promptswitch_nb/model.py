@@ -29,6 +29,7 @@ from .cube import detach
 from .frames import PRESET_VIEWS
 from .frames import Preprocess
 from .fusion import Fusion
+from .hub import load_pretrained as load_pretrained
 from .losses import FREQUENT_WORDS
 from .losses import caption as caption_loss
 from .losses import frequent_word_weights
@@ -38,7 +39,6 @@ from .losses import tfidf_weights
 from .losses import total
 from .released import read_released
 from .saving import load_model as load_model
-from .saving import load_pretrained as load_pretrained
 from .saving import load_towers as load_towers
 from .switch import CubeHook
 from .switch import SwitchHook

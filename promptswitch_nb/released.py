@@ -9,10 +9,12 @@ __all__ = ['rename_released', 'released_clip_config', 'Released', 'read_released
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from .reading import read_state
+from .reading import under_prefix
 from .weights import from_huggingface
+from .weights import mlp_ratio
 
 # %% ../nbs/05g_released.ipynb #77b1faaf
 _CUBE = "clip.vision_model.encoder.prompt_embedding"
@@ -48,7 +50,7 @@ def _tower_sizes(state: dict[str, Tensor], tower: str) -> dict:
     blocks = f"clip.{tower}.encoder.layers."
     hidden, width = state[f"{blocks}0.mlp.fc1.weight"].shape
     numbers = [name.removeprefix(blocks).split(".")[0] for name in state if name.startswith(blocks)]
-    return dict(layers=1 + max(map(int, numbers)), width=width, mlp_ratio=hidden / width)
+    return dict(layers=1 + max(map(int, numbers)), width=width, mlp_ratio=mlp_ratio(hidden, width))
 
 
 def released_clip_config(
@@ -91,12 +93,12 @@ class Released(NamedTuple):
 def _read_state(path: str | Path) -> dict[str, Tensor]:
     """Read the weights of a checkpoint file, or say why it is none."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not a checkpoint of the released code ({reason})") from None
+        state, others = under_prefix(read_state(path), [_CUBE], str(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a checkpoint of the released code: {error}") from None
+    if others:
+        raise ValueError(f"{path}: {others[0]!r} is not a weight of the released Prompt Switch")
+    return state
 
 # %% ../nbs/05g_released.ipynb #39015775
 def read_released(
@@ -109,11 +111,13 @@ def read_released(
     state = _read_state(path)
     try:
         config = released_clip_config(state, vision_heads=vision_heads, text_heads=text_heads)
-        frames_per_chunk = len(state[_CUBE])
+        frames_per_chunk, renamed = len(state[_CUBE]), rename_released(state)
     except KeyError as error:
         raise ValueError(
             f"{path} lacks the weight {error}; is it a checkpoint of Prompt Switch?"
         ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     decoder = "caption_transformer.layers."
     layers = {name.split(".")[2] for name in state if name.startswith(decoder)}
-    return Released(config, rename_released(state), frames_per_chunk, len(layers))
+    return Released(config, renamed, frames_per_chunk, len(layers))

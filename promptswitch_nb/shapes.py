@@ -7,9 +7,7 @@ __all__ = ['SHAPE_WORDS', 'VERSION', 'HELD_OUT', 'SPLITS', 'OWN_FILES', 'distanc
            'trajectory', 'Scene', 'render', 'render_still', 'combinations', 'make_shapes', 'MotionPair', 'motion_pairs']
 
 # %% ../nbs/06d_shapes.ipynb #cd2e77c7
-import os
 import re
-import shutil
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -420,18 +418,11 @@ def make_shapes(
     _check_sizes(made, len(seen), len(held))
     if _is_made(root, made):
         return root
-    home = root.resolve()  # where a link leads
-    new, old = (home.with_name(f".{home.name}.{end}") for end in ("made", "replaced"))
-    with atomic_folder(new) as part:
+    with atomic_folder(root) as part:
         (part / "videos").mkdir()
         for split in SPLITS:
             _make_split(part, split, held if split == "compose" else seen, made)
         write_json(part / "shapes.json", made)
-    shutil.rmtree(old, ignore_errors=True)
-    if home.exists():
-        os.replace(home, old)
-    os.replace(new, home)
-    shutil.rmtree(old, ignore_errors=True)
     return root
 
 # %% ../nbs/06d_shapes.ipynb #df908b6f

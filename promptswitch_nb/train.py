@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .annotations import DataError
 from .annotations import Pair
 from .batches import EpochBatches
+from .command import command_line
 from .config import TrainConfig as TrainConfig
 from .distributed import gather_objects
 from .distributed import join_processes
@@ -353,12 +354,15 @@ def main(
     argv: list[str] | None = None,  # None: those of this process
 ) -> None:
     """Train as the command line says."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        folder = train(read_arguments(TrainConfig, argv, prog="promptswitch train"))
-    except (ConfigError, DataError) as error:
-        sys.exit(f"promptswitch train: {error}")
-    print(f"The run is in {folder}.")
+    prog, argv = "promptswitch train", sys.argv[1:] if argv is None else argv
+    with command_line(prog):
+        config = read_arguments(TrainConfig, argv, prog=prog)
+        try:
+            folder = train(config)
+        except KeyboardInterrupt:
+            where = f"Go on with --resume: the run is in {config.output_dir}."
+            raise KeyboardInterrupt(where) from None
+        print(f"The run is in {folder}.")
 
 # %% ../nbs/07_train.ipynb #8533a4f6
 #| eval: false

@@ -165,7 +165,7 @@ def check_pytest(tmp: Path) -> Result:
             "no:cacheprovider",
             f"--junitxml={report}",
             "tests",
-            limit=600,
+            limit=1200,
         )
     except Failed as error:
         output = str(error)
@@ -240,6 +240,8 @@ def report(name: str, check, *args) -> Result:
 
 
 def main() -> None:
+    # A shell lets what it starts in the background ignore Ctrl-C, which some checks try.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     checks = [("tests", check_pytest, Path)]
     checks += [
         (f"notebook {path.relative_to(ROOT / 'nbs').with_suffix('')}", check_notebook, path)

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from conftest import small_settings
 
+from promptswitch_nb.formats import FORMATS
 from promptswitch_nb.model import PromptSwitch
 from promptswitch_nb.model import load_model
+from promptswitch_nb.settings import ConfigError
 from promptswitch_nb.settings import read_yaml
+from promptswitch_nb.setup import training_pairs
 from promptswitch_nb.train import TrainConfig
 from promptswitch_nb.train import read_log
 from promptswitch_nb.train import train
@@ -155,3 +158,16 @@ def plain_run(tmp_path_factory) -> tuple[dict, list[float]]:
         runs.append(losses_of(train(config)))
     np.testing.assert_allclose(runs[0], runs[1], rtol=2e-6)
     return settings, runs[0]
+
+
+STRANGE = FORMATS["folder"]._replace(mirrors=False)  # as another package would have it
+
+
+def test_a_dataset_of_another_package_is_named_by_its_import_path(small_run):
+    settings = small_run | dict(preset="official", model_options=None)
+    known = TrainConfig.from_dict(settings)
+    strange = TrainConfig.from_dict(settings | dict(dataset="test_configs:STRANGE"))
+    assert known.flip is True and strange.flip is False
+    assert training_pairs(strange) == training_pairs(known)
+    with pytest.raises(ConfigError, match=r"choose one of msrvtt.*no attribute 'STRANGER'"):
+        TrainConfig.from_dict(settings | dict(dataset="test_configs:STRANGER"))

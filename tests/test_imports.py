@@ -16,9 +16,11 @@ PACKAGE = "promptswitch_nb"
 # The rooms in the order of their notebooks, which is the order of reading.
 ROOMS = [
     "clip",
+    "reading",
     "weights",
     "files",
     "settings",
+    "command",
     "registry",
     "cube",
     "switch",
@@ -28,6 +30,8 @@ ROOMS = [
     "fusion",
     "xpool",
     "frames",
+    "writing",
+    "probe",
     "video",
     "annotations",
     "video_files",
@@ -36,6 +40,7 @@ ROOMS = [
     "released",
     "system",
     "saving",
+    "hub",
     "model",
     "formats",
     "datasets",
@@ -56,8 +61,10 @@ ROOMS = [
 ]
 # These take tensors and plain numbers, and know no model and no config.
 LEAVES = {*ROOMS[: ROOMS.index("system")], "metrics", "motions"}
-# What the baselines may know; no family of them imports another, but by name from the registry.
+# What the baselines may know, besides what a line of them has in common; no family of them
+# imports another, but by name from the registry.
 CORE = ROOMS[: ROOMS.index("model") + 1]
+SHARED = f"{PACKAGE}.baselines.shared"
 # These start something; no other room imports them.
 ENDS = {"train", "evaluate", "demo", "cli"}
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
@@ -90,8 +97,9 @@ def imported(path: Path) -> set[str]:
 
 
 def ours(path: Path) -> set[str]:
-    """Return the rooms that a module imports."""
-    return {name.split(".")[1] for name in imported(path) if name.startswith(f"{PACKAGE}.")}
+    """Return the rooms that a module imports; what baselines share is no other room to them."""
+    names = imported(path) - ({SHARED} if room_of(path) == "baselines" else set())
+    return {name.split(".")[1] for name in names if name.startswith(f"{PACKAGE}.")}
 
 
 def room_of(path: Path) -> str:
