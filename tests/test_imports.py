@@ -64,7 +64,7 @@ LEAVES = {*ROOMS[: ROOMS.index("system")], "metrics", "motions"}
 # What the baselines may know, besides what a line of them has in common; no family of them
 # imports another, but by name from the registry.
 CORE = ROOMS[: ROOMS.index("model") + 1]
-SHARED = f"{PACKAGE}.baselines.shared"
+SHARED = {f"{PACKAGE}.baselines.shared", f"{PACKAGE}.baselines.words"}
 # These start something; no other room imports them.
 ENDS = {"train", "evaluate", "demo", "cli"}
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
@@ -98,7 +98,7 @@ def imported(path: Path) -> set[str]:
 
 def ours(path: Path) -> set[str]:
     """Return the rooms that a module imports; what baselines share is no other room to them."""
-    names = imported(path) - ({SHARED} if room_of(path) == "baselines" else set())
+    names = imported(path) - (SHARED if room_of(path) == "baselines" else set())
     return {name.split(".")[1] for name in names if name.startswith(f"{PACKAGE}.")}
 
 
