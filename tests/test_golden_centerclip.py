@@ -1,13 +1,10 @@
 """CenterCLIP's clusters, segments and tower are those of its released code."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from einops import rearrange
-from safetensors.torch import load_file
+from golden import needs_golden
+from golden import read_golden
 from torch import Tensor
 
 from promptswitch_nb.baselines.centerclip import CenterCLIP
@@ -20,9 +17,7 @@ from promptswitch_nb.baselines.centerclip import longest
 from promptswitch_nb.baselines.centerclip import spectral_rows
 from promptswitch_nb.clip import tiny_clip
 
-ROOT = os.environ.get("PROMPTSWITCH_TEST_DATA")
-FOLDER = Path(ROOT or "", "golden", "systems", "centerclip")
-pytestmark = pytest.mark.skipif(not ROOT, reason="PROMPTSWITCH_TEST_DATA is not set")
+pytestmark = needs_golden
 NEIGHBOURS = 5  # of the released graph, besides the token itself
 OTHER = {  # what their module can do instead of clustering; no system here
     f"module.{name}" for name in ("pooling", "sparse_sampling", "temporal_shift", "token_shift")
@@ -32,10 +27,7 @@ OTHER = {  # what their module can do instead of clustering; no system here
 @pytest.fixture(scope="module")
 def golden() -> dict:
     """Read everything."""
-    files = {
-        name: load_file(FOLDER / f"{name}.safetensors") for name in ("inputs", "weights", "outputs")
-    }
-    return files | dict(expected=json.loads((FOLDER / "expected.json").read_text()))
+    return read_golden("centerclip")
 
 
 def build(golden: dict, **options) -> CenterCLIP:

@@ -1,12 +1,11 @@
 """CLIP2Video's two blocks give the numbers of the released code."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden import flat
+from golden import needs_golden
+from golden import read_golden
+from golden import renamed
 from torch import Tensor
 
 from promptswitch_nb.baselines.clip2video import CLIP2Video
@@ -15,9 +14,7 @@ from promptswitch_nb.clip import TINY_CONFIG
 from promptswitch_nb.clip import tiny_clip
 from promptswitch_nb.system import unit
 
-ROOT = os.environ.get("PROMPTSWITCH_TEST_DATA")
-FOLDER = Path(ROOT or "", "golden", "systems", "clip2video")
-pytestmark = pytest.mark.skipif(not ROOT, reason="PROMPTSWITCH_TEST_DATA is not set")
+pytestmark = needs_golden
 NAMES = {  # of the released weights, and ours of the same
     "transformerClip.resblocks.": "head.blocks.",
     "frame2t_attention.resblocks.": "head.of_changes.",
@@ -35,21 +32,10 @@ ALIGNED = dict(TAB=False, TAB_TDB=True)
 LOSSES = dict(sim="global", tab="aligned", total="loss")
 
 
-def our_name(released: str) -> str:
-    """Rename a released weight."""
-    for theirs, ours in NAMES.items():
-        if released.startswith(theirs):
-            return released.replace(theirs, ours)
-    raise KeyError(released)
-
-
 @pytest.fixture(scope="module")
 def golden() -> dict:
     """Read everything."""
-    files = {
-        name: load_file(FOLDER / f"{name}.safetensors") for name in ("inputs", "weights", "outputs")
-    }
-    return files | dict(expected=json.loads((FOLDER / "expected.json").read_text()))
+    return read_golden("clip2video")
 
 
 def build(golden: dict, **options) -> CLIP2Video:
@@ -61,7 +47,7 @@ def build(golden: dict, **options) -> CLIP2Video:
     model = CLIP2Video(towers, CLIP2Video.config_of("official", **counts | options))
     rows = SequenceTransformer(sizes["E"], rows=sizes["positions"]).positions
     model.head.positions = rows
-    weights = {our_name(name): weight for name, weight in golden["weights"].items()}
+    weights = {renamed(name, NAMES): weight for name, weight in golden["weights"].items()}
     own = model.state_dict()
     found = {name: weight for name, weight in weights.items() if name in own}
     new = {name for name in own if name.startswith("head.")}
@@ -111,18 +97,9 @@ def aligned(released: str, golden: dict) -> tuple[dict[str, Tensor], dict[str, f
     numbers = {f"loss.{released}.{name}": terms[ours].item() for name, ours in LOSSES.items()}
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     for name in golden["weights"]:
-        if our_name(name) in grads:
-            numbers[f"grad_norms.{released}.{name}"] = grads[our_name(name)].norm().item()
+        if renamed(name, NAMES) in grads:
+            numbers[f"grad_norms.{released}.{name}"] = grads[renamed(name, NAMES)].norm().item()
     return tensors, numbers
-
-
-def flat(value: object, name: str = "") -> dict[str, float]:
-    """List the numbers of two levels of dicts by their dotted names."""
-    return {
-        f"{name}.{kind}.{key}": number
-        for kind, numbers in value.items()
-        for key, number in numbers.items()
-    }
 
 
 def test_everything_in_the_folder(golden):

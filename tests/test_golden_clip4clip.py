@@ -1,13 +1,13 @@
 """CLIP4Clip's heads, metrics and optimiser give the numbers of its released code."""
 
-import json
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden import flat
+from golden import needs_golden
+from golden import read_golden
+from golden import renamed
 from torch import Tensor
 
 from promptswitch_nb.baselines.clip4clip import CLIP4ClipLSTM
@@ -26,9 +26,7 @@ from promptswitch_nb.metrics import metrics_from_similarity
 from promptswitch_nb.system import VideoCLIP
 from promptswitch_nb.system import unit
 
-ROOT = os.environ.get("PROMPTSWITCH_TEST_DATA")
-FOLDER = Path(ROOT or "", "golden", "systems", "clip4clip")
-pytestmark = pytest.mark.skipif(not ROOT, reason="PROMPTSWITCH_TEST_DATA is not set")
+pytestmark = needs_golden
 SETTINGS = {*("E", "heads", "layers", "Q", "N", "F", "positions", "logit_scale_log"), "torch"}
 NAMES = {  # of the released weights, and ours of the same
     "transformerClip.resblocks.": "temporal.blocks.",
@@ -43,30 +41,10 @@ NAMES = {  # of the released weights, and ours of the same
 }
 
 
-def flat(value: object, name: str = "") -> dict[str, float]:
-    """List the numbers of nested dicts by their dotted names."""
-    if not isinstance(value, dict):
-        return {name: value}
-    return {
-        k: v for key, x in value.items() for k, v in flat(x, f"{name}.{key}".strip(".")).items()
-    }
-
-
-def our_name(released: str) -> str:
-    """Rename a released weight."""
-    for theirs, ours in NAMES.items():
-        if released.startswith(theirs):
-            return released.replace(theirs, ours)
-    raise KeyError(released)
-
-
 @pytest.fixture(scope="module")
 def golden() -> dict:
     """Read everything."""
-    files = {
-        name: load_file(FOLDER / f"{name}.safetensors") for name in ("inputs", "weights", "outputs")
-    }
-    return files | dict(expected=json.loads((FOLDER / "expected.json").read_text()))
+    return read_golden("clip4clip")
 
 
 def build(head: str, golden: dict) -> VideoCLIP:
@@ -83,7 +61,7 @@ def build(head: str, golden: dict) -> VideoCLIP:
         model = CLIP4ClipLSTM(towers)
     else:
         model = CLIP4ClipTight(towers, fusion=TightFusion(sizes["E"], TightConfig(**parts)))
-    weights = {our_name(name): weight for name, weight in golden["weights"].items()}
+    weights = {renamed(name, NAMES): weight for name, weight in golden["weights"].items()}
     own = model.state_dict()
     found = {name: weight for name, weight in weights.items() if name in own}
     if head == "seqLSTM":  # whose released form has a table of places that it does not read
@@ -117,8 +95,8 @@ def run(head: str, golden: dict) -> tuple[dict[str, Tensor], dict[str, float]]:
     numbers |= {f"loss_{way}.{head}": terms[way].item() for way in ("t2v", "v2t")}
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     for released in golden["weights"]:
-        if our_name(released) in grads:
-            norm = grads[our_name(released)].norm().item()
+        if renamed(released, NAMES) in grads:
+            norm = grads[renamed(released, NAMES)].norm().item()
             numbers[f"grad_norms.{head}.{released}"] = norm
     return tensors, numbers
 

@@ -1,13 +1,10 @@
 """CLIP-ViP's embeddings, attention, towers and loss are those of its released code."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from einops import rearrange
-from safetensors.torch import load_file
+from golden import needs_golden
+from golden import read_golden
 from torch import Tensor
 
 from promptswitch_nb.baselines.video_proxy import CLIPViP
@@ -15,9 +12,7 @@ from promptswitch_nb.baselines.video_proxy import CLIPViPConfig
 from promptswitch_nb.baselines.video_proxy import proxy_attention
 from promptswitch_nb.clip import tiny_clip
 
-ROOT = os.environ.get("PROMPTSWITCH_TEST_DATA")
-FOLDER = Path(ROOT or "", "golden", "systems", "clipvip")
-pytestmark = pytest.mark.skipif(not ROOT, reason="PROMPTSWITCH_TEST_DATA is not set")
+pytestmark = needs_golden
 SETTINGS = {"ViT_width", "ViT_heads", "layers", "E", "B", "F", "grid", "text_width", "text_heads"}
 TOWER = {  # parts of released weights' names, and of ours
     "encoder.layers.": "transformer.resblocks.",
@@ -75,10 +70,7 @@ def as_released(released: str, shape: torch.Size, own: dict[str, Tensor]) -> Ten
 @pytest.fixture(scope="module")
 def golden() -> dict:
     """Read everything."""
-    files = {
-        name: load_file(FOLDER / f"{name}.safetensors") for name in ("inputs", "weights", "outputs")
-    }
-    return files | dict(expected=json.loads((FOLDER / "expected.json").read_text()))
+    return read_golden("clipvip")
 
 
 def build(golden: dict) -> CLIPViP:

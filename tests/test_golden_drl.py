@@ -1,13 +1,12 @@
 """DRL gives the numbers of the released code: similarities, losses, gradients of all its forms."""
 
-import json
-import os
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden import TEST_DATA
+from golden import needs_golden
+from golden import read_golden
 from torch import Tensor
 
 from promptswitch_nb.baselines.drl import DRL
@@ -19,18 +18,16 @@ from promptswitch_nb.clip import CLIPTowers
 from promptswitch_nb.system import VideoCLIP
 from promptswitch_nb.system import unit
 
-DATA = os.environ.get("PROMPTSWITCH_TEST_DATA")
-GOLDEN = Path(DATA or "", "golden/systems/drl")
-CASES = json.loads((GOLDEN / "expected.json").read_text())["cases"] if DATA else {"": {}}
-pytestmark = pytest.mark.skipif(not DATA, reason="PROMPTSWITCH_TEST_DATA is not set")
+CASES = read_golden("drl")["expected"]["cases"] if TEST_DATA else {"": {}}
+pytestmark = needs_golden
 OUTPUTS = ("eval_logits", "train_logits", "train_logits_v2t", "grad.text_tokens", "grad.frames")
 
 
 @cache
 def golden() -> tuple[dict, ...]:
     """Read sizes and numbers, inputs, weights and outputs of the released code."""
-    files = (load_file(GOLDEN / f"{name}.safetensors") for name in ("inputs", "weights", "outputs"))
-    return json.loads((GOLDEN / "expected.json").read_text()), *files
+    found = read_golden("drl")
+    return tuple(found[name] for name in ("expected", "inputs", "weights", "outputs"))
 
 
 def named(name: str, case: dict) -> str | None:

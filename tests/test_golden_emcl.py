@@ -1,12 +1,9 @@
 """EMCL as released gives the numbers of its released code."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden import needs_golden
+from golden import read_golden
 from torch import Tensor
 
 from promptswitch_nb.baselines.emcl import EMCL
@@ -15,9 +12,7 @@ from promptswitch_nb.clip import TINY_CONFIG
 from promptswitch_nb.clip import tiny_clip
 from promptswitch_nb.system import unit
 
-ROOT = os.environ.get("PROMPTSWITCH_TEST_DATA")
-FOLDER = Path(ROOT or "", "golden", "systems", "emcl")
-pytestmark = pytest.mark.skipif(not ROOT, reason="PROMPTSWITCH_TEST_DATA is not set")
+pytestmark = needs_golden
 SETTINGS = {"E", "B", "F", "K", "stage_num", "momentum", "lamd", "beta", "temp", "logit_scale_log"}
 STARTS = ("start", "distinct")
 KINDS = {"mu_at_start_unique_abs", "distinct_mu_after_20_more_calls"}  # of the bases
@@ -26,8 +21,7 @@ KINDS = {"mu_at_start_unique_abs", "distinct_mu_after_20_more_calls"}  # of the 
 @pytest.fixture(scope="module")
 def golden() -> dict:
     """Read everything."""
-    files = {name: load_file(FOLDER / f"{name}.safetensors") for name in ("inputs", "outputs")}
-    return files | dict(expected=json.loads((FOLDER / "expected.json").read_text()))
+    return read_golden("emcl")
 
 
 def build(start: str, golden: dict, **options) -> EMCL:

@@ -1,13 +1,11 @@
 """TS2-Net's shift, tower, selection and score are those of its released code."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from einops import rearrange
-from safetensors.torch import load_file
+from golden import flat
+from golden import needs_golden
+from golden import read_golden
 from torch import Tensor
 
 from promptswitch_nb.baselines.shared import SequenceTransformer
@@ -18,9 +16,7 @@ from promptswitch_nb.baselines.token_shift import source_frames
 from promptswitch_nb.clip import tiny_clip
 from promptswitch_nb.system import unit
 
-ROOT = os.environ.get("PROMPTSWITCH_TEST_DATA")
-FOLDER = Path(ROOT or "", "golden", "systems", "ts2net")
-pytestmark = pytest.mark.skipif(not ROOT, reason="PROMPTSWITCH_TEST_DATA is not set")
+pytestmark = needs_golden
 SETTINGS = {"ViT_width", "ViT_heads", "E", "heads", "layers", "B", "F", "grid", "torch"}
 SETTINGS |= {"noise_samples", "noise_sigma", "topk", "logit_scale_log"}
 NAMES = {  # of the released weights, and ours of the same
@@ -47,10 +43,7 @@ def our_name(released: str) -> str:
 @pytest.fixture(scope="module")
 def golden() -> dict:
     """Read everything."""
-    files = {
-        name: load_file(FOLDER / f"{name}.safetensors") for name in ("inputs", "weights", "outputs")
-    }
-    return files | dict(expected=json.loads((FOLDER / "expected.json").read_text()))
+    return read_golden("ts2net")
 
 
 def build(golden: dict) -> TS2Net:
@@ -90,15 +83,6 @@ def build(golden: dict) -> TS2Net:
     assert own.keys() - found.keys() == text - {"clip.model.logit_scale"}
     model.load_state_dict(own | found)
     return model.eval()
-
-
-def flat(value: object, name: str = "") -> dict[str, float]:
-    """List the numbers of nested dicts by their dotted names."""
-    if not isinstance(value, dict):
-        return {name: value}
-    return {
-        k: v for key, x in value.items() for k, v in flat(x, f"{name}.{key}".strip(".")).items()
-    }
 
 
 def shifts(golden: dict) -> tuple[dict[str, Tensor], dict[str, object]]:

@@ -1,13 +1,11 @@
 """X-CLIP gives the numbers of the released code: similarities, losses and gradients."""
 
-import json
-import os
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden import needs_golden
+from golden import read_golden
 from torch import Tensor
 
 from promptswitch_nb.baselines.shared import SequenceTransformer
@@ -20,9 +18,7 @@ from promptswitch_nb.losses import contrastive_from_similarity
 from promptswitch_nb.system import VideoCLIP
 from promptswitch_nb.system import unit
 
-DATA = os.environ.get("PROMPTSWITCH_TEST_DATA")
-GOLDEN = Path(DATA or "", "golden/systems/xclip")
-pytestmark = pytest.mark.skipif(not DATA, reason="PROMPTSWITCH_TEST_DATA is not set")
+pytestmark = needs_golden
 HEADS = ("meanP", "seqTransf")
 NAMES = {
     "clip.logit_scale": "clip.model.logit_scale",
@@ -42,8 +38,8 @@ NAMES = {
 @cache
 def golden() -> tuple[dict, ...]:
     """Read sizes and numbers, inputs, weights and outputs of the released code."""
-    files = (load_file(GOLDEN / f"{name}.safetensors") for name in ("inputs", "weights", "outputs"))
-    return json.loads((GOLDEN / "expected.json").read_text()), *files
+    found = read_golden("xclip")
+    return tuple(found[name] for name in ("expected", "inputs", "weights", "outputs"))
 
 
 def named(name: str) -> str:
