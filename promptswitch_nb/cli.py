@@ -80,6 +80,10 @@ COMMANDS = {
         "list the systems, encoders and fusions that a config may name",
         f"{PACKAGE}.cli:list_systems",
     ),
+    "study": Command(
+        "train and evaluate every run of a study that has no record yet: promptswitch study FILE",
+        f"{PACKAGE}.studies:main",
+    ),
     "demo": Command(
         "train and evaluate mean pooling and Prompt Switch on moving shapes, print the table",
         f"{PACKAGE}.demo:main",

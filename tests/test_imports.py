@@ -57,6 +57,7 @@ ROOMS = [
     "train",
     "evaluate",
     "demo",
+    "studies",
     "cli",
     "efficiency",
 ]
@@ -67,7 +68,7 @@ LEAVES = {*ROOMS[: ROOMS.index("system")], "metrics", "motions"}
 CORE = ROOMS[: ROOMS.index("model") + 1]
 SHARED = {f"{PACKAGE}.baselines.shared", f"{PACKAGE}.baselines.words"}
 # These start something; no other room imports them.
-ENDS = {"train", "evaluate", "demo", "cli", "efficiency"}
+ENDS = {"train", "evaluate", "demo", "studies", "cli", "efficiency"}
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
 
 
