@@ -211,6 +211,7 @@ MAY_CHANGE = (
     "log_every",
     "caption_samples",
     "progress",
+    "preflight",
     "device",
     "threads",
 )  # settings that say where and how fast a run goes, not what it computes

@@ -37,6 +37,7 @@ from .gallery import gallery_metrics
 from .gallery import sample_captions
 from .model import VideoCLIP
 from .model import load_model
+from .preflight import preflight
 from .runs import METRICS
 from .runs import Progress
 from .runs import RunLog
@@ -326,6 +327,18 @@ def progress_bar(self: Trainer) -> tqdm:
     hidden = None if shown is None else not shown  # None: shown only on a terminal
     return tqdm(total=self.steps, initial=self.progress.step, unit="step", disable=hidden)
 
+# %% ../nbs/07_train.ipynb #be20bb41
+@patch
+def rank_start(self: Trainer) -> None:
+    """Set the start weights beside the number that is published for them."""
+    if self.progress.step or not self.config.preflight:
+        return
+    found = on_first_process(preflight, self.config, self.model.clip)
+    if found:
+        self.say(found.sentence)
+        if rank() == 0:
+            write_json(self.folder / "preflight.json", found._asdict())
+
 # %% ../nbs/07_train.ipynb #42dbe4d5
 def train(
     config: TrainConfig,
@@ -340,6 +353,7 @@ def train(
             on_first_process(make_data_if_missing, config)
             trainer = Trainer(config, device)
             try:
+                trainer.rank_start()
                 trainer.run()
             finally:
                 if trainer.log:

@@ -29,6 +29,7 @@ from conftest import small_model
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from promptswitch_nb import preflight
 from promptswitch_nb.datasets import write_example
 from promptswitch_nb.model import PromptSwitch
 from promptswitch_nb.model import load_model
@@ -623,6 +624,25 @@ def test_the_folder_of_the_run_is_the_setting(run, tmp_path):
 # Nothing is left out
 
 
+def test_the_start_weights_are_ranked_if_asked(run, tree):
+    """Before step 1, on the test split, and without a change of the steps."""
+    known = preflight.ZeroShot(100, 100, 16, "made up")
+    settings = as_config(PLAIN)
+    with mock.patch.object(preflight, "published", lambda config: known):
+        with pytest.warns(UserWarning, match="standard errors away"):
+            folder = run(**settings)
+        found = json.loads((folder / "preflight.json").read_text())
+        losses = [row["loss"] for row in read_log(folder) if "loss" in row]
+        again = run(**settings, preflight=False, output_dir=str(folder) + "-without")
+    s = dict(model="clip_mean", frame_norm="after_projection", transform="crop", test_frames=12)
+    start = first_weights(tree, PLAIN)
+    sims, _, owners = compare_by_hand(start, PLAIN | s, triples(tree / "data", "test"))
+    recall = metrics_by_hand(sims, owners)["t2v/R@1"]
+    assert found["recall"] == pytest.approx(recall) and found["captions"] == 16
+    assert not (again / "preflight.json").exists()
+    assert losses == [row["loss"] for row in read_log(again) if "loss" in row]
+
+
 ELSEWHERE = dict(  # setting -> the test that shows how it arrives
     preset=test_a_preset_arrives_whole,
     clip=test_the_name_of_clip_arrives,
@@ -644,6 +664,7 @@ ELSEWHERE = dict(  # setting -> the test that shows how it arrives
     log_every=test_the_log_has_a_row_of_every_so_many_steps,
     caption_samples=test_as_many_captions_are_written_as_asked,
     progress=test_the_bar_is_shown_if_asked,
+    preflight=test_the_start_weights_are_ranked_if_asked,
     device=test_the_device_arrives,
     threads=test_the_threads_arrive,
 )

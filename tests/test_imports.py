@@ -54,6 +54,7 @@ ROOMS = [
     "runs",
     "setup",
     "steps",
+    "preflight",
     "train",
     "evaluate",
     "demo",
