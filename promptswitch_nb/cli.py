@@ -84,6 +84,10 @@ COMMANDS = {
         "train and evaluate every run of a study that has no record yet: promptswitch study FILE",
         f"{PACKAGE}.studies:main",
     ),
+    "reproduce": Command(
+        "check the data, train and evaluate three seeds, print the mean beside the paper's row",
+        f"{PACKAGE}.reproduce:main",
+    ),
     "demo": Command(
         "train and evaluate mean pooling and Prompt Switch on moving shapes, print the table",
         f"{PACKAGE}.demo:main",

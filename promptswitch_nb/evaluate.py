@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PAPER', 'AS_IT_IS', 'selection_rule', 'Checkpoint', 'read_checkpoint', 'motion_pair_accuracy', 'run_name',
-           'check_free', 'evaluate', 'beside_paper', 'strip', 'drawable', 'show_retrieved', 'worst_queries', 'main']
+           'check_free', 'evaluate', 'by_the_papers_rule', 'beside_paper', 'strip', 'drawable', 'show_retrieved',
+           'worst_queries', 'main']
 
 # %% ../nbs/08_evaluate.ipynb #98a86d2e
 import dataclasses
@@ -277,7 +278,9 @@ PAPER = {  # dataset → system → the columns above
 }
 
 # %% ../nbs/08_evaluate.ipynb #6058b415
-def _by_the_papers_rule(column: str) -> str:
+def by_the_papers_rule(
+    column: str,  # of the paper's tables, such as v2t/R@1
+) -> str:  # the metric's name
     """Name the metric that is measured as the paper's column is (D18)."""
     return "Meta Sum official" if column == "Meta Sum" else column.replace("v2t", "v2t_official")
 
@@ -287,8 +290,8 @@ def beside_paper(
 ) -> str:  # a table in Markdown
     """Set the measured row beside the paper's, with difference and standard error."""
     metrics, dataset = results["metrics"], results["config"]["dataset"]
-    own = [metrics[_by_the_papers_rule(column)] for column in COLUMNS]
-    errors = [metrics.get(f"{_by_the_papers_rule(column)} se") for column in COLUMNS]
+    own = [metrics[by_the_papers_rule(column)] for column in COLUMNS]
+    errors = [metrics.get(f"{by_the_papers_rule(column)} se") for column in COLUMNS]
     papers = PAPER.get(dataset, {})
 
     def row(title, values, form="{:.1f}"):

@@ -206,6 +206,8 @@ def _reader(kind: Any) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         if text == "null" and type(None) in kinds:
             return None
+        if tuple in kinds:  # one, two or [one, two]
+            return [part.strip() for part in text.removeprefix("[").removesuffix("]").split(",")]
         if is_text and not (dict in kinds and text.startswith("{")):
             return text
         try:

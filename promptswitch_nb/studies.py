@@ -35,22 +35,18 @@ from .settings import read_yaml
 from .settings import settings
 from .train import train
 
-# %% ../nbs/08aa_studies.ipynb #f31a4d02
+# %% ../nbs/08aa_studies.ipynb #85e69461
 @settings
 class Study(Settings):
     """Say which runs are compared: rows of settings, each with several seeds."""
 
     name: str  # of the folder that holds its records
     rows: dict[str, dict | str]  # row -> the settings that it changes
-    base: dict | str = dataclasses.field(default_factory=dict)  # settings of all runs
-    seeds: list[NonNegativeInt] = dataclasses.field(default_factory=lambda: [0, 1, 2])
-    start: dict | str | None = (
-        None  # settings of the run whose weights all rows of a seed begin with
-    )
+    base: dict | str | None = None  # settings of all runs
+    seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)  # a run of each row for each
+    start: dict | str | None = None  # settings of the run whose weights a seed's rows begin with
     start_name: str = "start"  # studies whose starts have the same name and settings share them
-    evaluations: dict[str, dict] = dataclasses.field(
-        default_factory=lambda: dict(test=dict(split="test"))
-    )  # name -> settings of `EvaluateConfig`
+    evaluations: dict[str, dict] | None = None  # name -> settings of an evaluation; None: test
 
 
 def read_study(
@@ -65,7 +61,7 @@ def read_study(
     rows = {name: read(row) for name, row in study.rows.items()}
     return dataclasses.replace(study, base=read(study.base), start=read(study.start), rows=rows)
 
-# %% ../nbs/08aa_studies.ipynb #4a555d34
+# %% ../nbs/08aa_studies.ipynb #e1459b02
 class PlannedRun(NamedTuple):
     """Name one run of a study."""
 
@@ -87,7 +83,7 @@ def planned_runs(
     """List the runs of a study."""
     found = []
     for seed in study.seeds:
-        common = dict(study.base, seed=seed)
+        common = dict(study.base or {}, seed=seed)
         start = study.start and _without_folders(common | study.start)
         for row, changes in study.rows.items():
             values = _without_folders(common | changes)
@@ -140,7 +136,7 @@ def read_records(
             found[run.row].append(record)
     return found
 
-# %% ../nbs/08aa_studies.ipynb #3bbcfb15
+# %% ../nbs/08aa_studies.ipynb #8d8c6692
 @dataclasses.dataclass(frozen=True)
 class Place:
     """Say where the runs of a study find and leave what they need."""
@@ -179,7 +175,7 @@ def do_run(
     config = _config(run.settings, place, folder, _start_weights(study, run, place))
     checkpoint = train(config) / "best"
     found = {}
-    for name, changes in study.evaluations.items():
+    for name, changes in (study.evaluations or dict(test=dict(split="test"))).items():
         common = dict(checkpoint=str(checkpoint), dataset=config.dataset, run=name)
         common |= dict(variant=config.variant or "", data_root=place.data_root)
         common |= dict(results_dir=str(folder / "results"), workers=config.workers)
@@ -272,7 +268,7 @@ def _recall(record: dict) -> float:
     """Take the R@1 that a progress line shows, of the first evaluation."""
     return next(iter(record["evaluations"].values()))["metrics"]["t2v/R@1"]
 
-# %% ../nbs/08aa_studies.ipynb #1e913e61
+# %% ../nbs/08aa_studies.ipynb #2be55e3f
 @settings
 class StudyConfig(Settings):
     """Train and evaluate every run of a study that has no record yet."""
@@ -282,14 +278,14 @@ class StudyConfig(Settings):
     results_dir: str = "results"  # where each run leaves its record
     runs: str = "runs/studies"  # where checkpoints lie
     threads: NonNegativeInt = 0  # CPU threads; 0: as many as PyTorch likes
-    rows: list[str] | None = None  # only these rows; None: all
-    seeds: list[NonNegativeInt] | None = None  # only these seeds; None: those of the study
+    rows: tuple[str, ...] | None = None  # only these rows; None: all
+    seeds: tuple[NonNegativeInt, ...] | None = None  # only these seeds; None: those of the study
 
 
 def chosen_part(
     study: Study,
-    rows: list[str] | None,  # None: all
-    seeds: list[int] | None,  # None: all
+    rows: tuple[str, ...] | None,  # None: all
+    seeds: tuple[int, ...] | None,  # None: all
 ) -> Study:
     """Keep some rows and seeds of a study."""
     missing = [row for row in rows or [] if row not in study.rows]

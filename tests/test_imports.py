@@ -59,6 +59,7 @@ ROOMS = [
     "evaluate",
     "demo",
     "studies",
+    "reproduce",
     "cli",
     "efficiency",
 ]
@@ -69,7 +70,7 @@ LEAVES = {*ROOMS[: ROOMS.index("system")], "metrics", "motions"}
 CORE = ROOMS[: ROOMS.index("model") + 1]
 SHARED = {f"{PACKAGE}.baselines.shared", f"{PACKAGE}.baselines.words"}
 # These start something; no other room imports them.
-ENDS = {"train", "evaluate", "demo", "studies", "cli", "efficiency"}
+ENDS = {"train", "evaluate", "demo", "studies", "reproduce", "cli", "efficiency"}
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
 
 
