@@ -136,7 +136,7 @@ def read_records(
             found[run.row].append(record)
     return found
 
-# %% ../nbs/08aa_studies.ipynb #8d8c6692
+# %% ../nbs/08aa_studies.ipynb #bee13dc7
 @dataclasses.dataclass(frozen=True)
 class Place:
     """Say where the runs of a study find and leave what they need."""
@@ -164,7 +164,7 @@ def _start_weights(study: Study, run: PlannedRun, place: Place) -> Path | None:
     with FileLock(f"{folder}.lock"):
         return train(_config(run.start, place, folder, None)) / "best"
 
-
+# %% ../nbs/08aa_studies.ipynb #cca9a009
 def do_run(
     study: Study,
     run: PlannedRun,
@@ -197,7 +197,7 @@ def do_run(
     write_json(record_file(run, place.results_dir), record)
     return record
 
-# %% ../nbs/08aa_studies.ipynb #b631f173
+# %% ../nbs/08aa_studies.ipynb #c591eb3d
 @contextmanager
 def _claim(run: PlannedRun, place: Place) -> Iterable[bool]:
     """Say whether this process may do a run: no other one is doing it."""
@@ -228,7 +228,7 @@ def check_study(
                 raise ConfigError(f"{study.name}, row {run.row}: {error}") from None
         find_record(run, place.results_dir)
 
-
+# %% ../nbs/08aa_studies.ipynb #78a15558
 def run_study(
     study: Study,
     place: Place,
@@ -268,7 +268,7 @@ def _recall(record: dict) -> float:
     """Take the R@1 that a progress line shows, of the first evaluation."""
     return next(iter(record["evaluations"].values()))["metrics"]["t2v/R@1"]
 
-# %% ../nbs/08aa_studies.ipynb #2be55e3f
+# %% ../nbs/08aa_studies.ipynb #fc70aa67
 @settings
 class StudyConfig(Settings):
     """Train and evaluate every run of a study that has no record yet."""
@@ -303,7 +303,10 @@ def main(
     with command_line(prog):
         c = read_arguments(StudyConfig, argv, prog=prog, positional="study")
         study = chosen_part(read_study(c.study), c.rows, c.seeds)
-        failed = run_study(study, Place(c.data_root, c.results_dir, c.runs, c.threads))
+        try:
+            failed = run_study(study, Place(c.data_root, c.results_dir, c.runs, c.threads))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("The same command goes on where it was.") from None
         if failed:
             print(f"{len(failed)} runs failed: {', '.join(failed)}. The same command tries again.")
     return 1 if failed else 0

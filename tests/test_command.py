@@ -18,6 +18,8 @@ from conftest import small_model
 from promptswitch_nb import cli
 from promptswitch_nb import demo
 from promptswitch_nb import evaluate as evaluation
+from promptswitch_nb import reproduce as reproduction
+from promptswitch_nb import studies
 from promptswitch_nb import train as training
 from promptswitch_nb.datasets import load_pairs
 from promptswitch_nb.evaluate import EvaluateConfig
@@ -114,17 +116,25 @@ ENDS = {
     "gpu": (torch.cuda.OutOfMemoryError(GPU), 1, "2.00 GiB: lower batch_size, or, in training,"),
     "stop": (KeyboardInterrupt(), 130, "stopped."),
 }
-COMMANDS = {"train": training, "evaluate": evaluation, "demo": demo}
-AGAIN = {"train": "Go on with --resume: the run is in", "demo": "The same command goes on where"}
+COMMANDS = {
+    "train": training,
+    "evaluate": evaluation,
+    "demo": demo,
+    "study": studies,
+    "reproduce": reproduction,
+}
+WORK = {"demo": "run_demo", "study": "run_study"}  # where it is not called as the command
+AGAIN = dict.fromkeys(["demo", "study", "reproduce"], "The same command goes on where")
+AGAIN["train"] = "Go on with --resume: the run is in"
 
 
 def broken(monkeypatch, command: str, error: BaseException) -> None:
     """Let the work of a command end with an error."""
 
-    def work(config, **options):
+    def work(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(COMMANDS[command], {"demo": "run_demo"}.get(command, command), work)
+    monkeypatch.setattr(COMMANDS[command], WORK.get(command, command), work)
 
 
 @pytest.fixture
@@ -133,8 +143,13 @@ def arguments(small_run, start_model) -> dict[str, list[str]]:
     of_evaluate = dataclasses.asdict(start_model)
     checkpoint = of_evaluate.pop("checkpoint")
     given = {name: value for name, value in of_evaluate.items() if value}
+    table = Path(__file__).parents[1] / "configs" / "studies" / "shapes_table1.yaml"
     return dict(
-        train=as_options(small_run), evaluate=[checkpoint, *as_options(given)], demo=["--seed=3"]
+        train=as_options(small_run),
+        evaluate=[checkpoint, *as_options(given)],
+        demo=["--seed=3"],
+        study=[str(table)],
+        reproduce=["folder", f"--data-root={small_run['data_root']}"],
     )
 
 
@@ -163,7 +178,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(command, arguments, monkeypa
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_words_too_many_are_named(command, capsys):
-    first = ["msvd"] if cli.COMMANDS[command].main.endswith(("check_data", "evaluate:main")) else []
+    first = ["msvd"] if command in ("check-data", "evaluate", "study", "reproduce") else []
     assert cli.main([command, *first, "one", "--zebra=1", "two"]) == 2
     message = capsys.readouterr().err
     assert "unrecognized arguments: one two; there is no setting 'zebra'" in message
