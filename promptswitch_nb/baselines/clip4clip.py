@@ -15,6 +15,7 @@ from torch import Tensor
 from torch import nn
 
 from .shared import SequenceTransformer
+from .shared import beside_its_input
 from .shared import freeze_embeddings
 from .shared import places
 from ..clip import CLIPTowers
@@ -61,10 +62,7 @@ def across_frames(
     mask: Tensor | None,  # (B,F) True: a real frame; None: all are
 ) -> Tensor:  # (B,F,E), 0 where there is no frame
     """Add what the temporal module makes of all frames."""
-    if self.temporal is None:
-        return vectors
-    vectors = vectors + self.temporal(vectors, mask)
-    return vectors if mask is None else vectors.masked_fill(~mask[..., None], 0)
+    return vectors if self.temporal is None else beside_its_input(self.temporal, vectors, mask)
 
 
 @patch

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch import nn
 
 from .shared import SequenceTransformer
+from .shared import beside_its_input
 from ..clip import CLIPTowers
 from ..frames import Preprocess
 from ..fusion import Fusion
@@ -358,8 +359,7 @@ def across_frames(
     mask: Tensor | None,  # (B,F) True: a real frame; None: all are
 ) -> Tensor:  # (B,F,E), 0 where there is no frame
     """Add what the transformer makes of all frames."""
-    vectors = vectors + self.temporal(vectors, mask)
-    return vectors if mask is None else vectors.masked_fill(~mask[..., None], 0)
+    return beside_its_input(self.temporal, vectors, mask)
 
 
 @patch
