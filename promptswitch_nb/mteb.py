@@ -6,7 +6,7 @@
 __all__ = ['why_not', 'TorchcodecReader', 'collate_videos', 'Features', 'features_of', 'fingerprint', 'model_meta',
            'SystemEncoder', 'compare_in_blocks', 'rank', 'SystemSearch']
 
-# %% ../nbs/13_mteb.ipynb #0edc52a2
+# %% ../nbs/13_mteb.ipynb #1fb7797d
 import functools
 import hashlib
 import tempfile
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from einops import rearrange
+from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -307,7 +308,7 @@ def rank(
     scores, rows = zip(*found)
     return torch.cat(scores), torch.cat(rows)
 
-# %% ../nbs/13_mteb.ipynb #0d2970f1
+# %% ../nbs/13_mteb.ipynb #149f9931
 class SystemSearch:
     """Offer any system to MTEB, with what it keeps of videos and its own similarity."""
 
@@ -355,30 +356,32 @@ class SystemSearch:
             corpus, task_metadata, PromptType.document, encode_kwargs, num_proc
         )
 
-    def search(
-        self,
-        queries: object,  # a datasets.Dataset with a column `id`
-        *,
-        task_metadata: object,  # says what the columns mean
-        hf_split: str,  # not used
-        hf_subset: str,  # not used
-        top_k: int,  # results for each query
-        encode_kwargs: dict,  # its batch_size is used
-        top_ranked: dict[str, list[str]] | None = None,  # what each query may find; None: all
-        num_proc: int | None = None,  # processes that decode
-        **kwargs,  # not used
-    ) -> dict[str, dict[str, float]]:  # query → row of the corpus → score
-        """Rank the corpus for each query."""
-        features = self._features(queries, task_metadata, PromptType.query, encode_kwargs, num_proc)
-        count = top_k if top_ranked is None else len(self.ids)
-        options = dict(top_k=count, rerank=self.rerank, memory_mb=self.memory_mb)
-        found = zip(*(part.tolist() for part in rank(self.model, features, self.corpus, **options)))
-        results = {}
-        for query, (scores, rows) in zip(queries["id"], found):
-            score_of = {self.ids[row]: score for score, row in zip(scores, rows)}
-            if top_ranked is not None:
-                allowed = {name: score_of[name] for name in top_ranked.get(query, [])}
-                best = sorted(allowed, key=allowed.get, reverse=True)[:top_k]
-                score_of = {name: allowed[name] for name in best}
-            results[query] = score_of
-        return results
+# %% ../nbs/13_mteb.ipynb #0d8e7d5d
+@patch
+def search(
+    self: SystemSearch,
+    queries: object,  # a datasets.Dataset with a column `id`
+    *,
+    task_metadata: object,  # says what the columns mean
+    hf_split: str,  # not used
+    hf_subset: str,  # not used
+    top_k: int,  # results for each query
+    encode_kwargs: dict,  # its batch_size is used
+    top_ranked: dict[str, list[str]] | None = None,  # what each query may find; None: all
+    num_proc: int | None = None,  # processes that decode
+    **kwargs,  # not used
+) -> dict[str, dict[str, float]]:  # query → row of the corpus → score
+    """Rank the corpus for each query."""
+    features = self._features(queries, task_metadata, PromptType.query, encode_kwargs, num_proc)
+    count = top_k if top_ranked is None else len(self.ids)
+    options = dict(top_k=count, rerank=self.rerank, memory_mb=self.memory_mb)
+    found = zip(*(part.tolist() for part in rank(self.model, features, self.corpus, **options)))
+    results = {}
+    for query, (scores, rows) in zip(queries["id"], found):
+        score_of = {self.ids[row]: score for score, row in zip(scores, rows)}
+        if top_ranked is not None:
+            allowed = {name: score_of[name] for name in top_ranked.get(query, [])}
+            best = sorted(allowed, key=allowed.get, reverse=True)[:top_k]
+            score_of = {name: allowed[name] for name in best}
+        results[query] = score_of
+    return results
