@@ -52,7 +52,10 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["promptswitch_nb", "promptswitch_nb.*"]),
     install_requires=requirements,
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={
+        "dev": cfg["dev_requirements"].split(),
+        "mteb": cfg["mteb_requirements"].split(),
+    },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "promptswitch_nb.systems": cfg["systems"].split(),

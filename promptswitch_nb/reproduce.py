@@ -36,7 +36,7 @@ from .studies import Study
 from .studies import read_records
 from .studies import run_study
 
-# %% ../nbs/08ab_reproduce.ipynb #5b50de90
+# %% ../nbs/08ab_reproduce.ipynb #8276d2e9
 @settings
 class ReproduceConfig(Settings):
     """Check the data, train and evaluate with several seeds, and print the paper's table."""
@@ -62,9 +62,7 @@ def reproduction(
     for name in c.systems:
         is_file = name.endswith((".yaml", ".yml"))
         values = read_yaml(name) if is_file else dict(preset=c.preset, model=name)
-        rows[Path(name).stem if is_file else name] = (
-            values | dict(variant=c.variant) | (c.changes or {})
-        )
+        rows[Path(name).stem if is_file else name] = values | dict(variant=c.variant) | (c.changes or {})
     if len(rows) < len(c.systems):
         raise ConfigError(f"systems {', '.join(c.systems)}: two rows have the same name.")
     for values in rows.values():

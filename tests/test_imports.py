@@ -62,6 +62,7 @@ ROOMS = [
     "reproduce",
     "cli",
     "efficiency",
+    "mteb",
 ]
 # These take tensors and plain numbers, and know no model and no config.
 LEAVES = {*ROOMS[: ROOMS.index("system")], "metrics", "motions"}
@@ -70,8 +71,12 @@ LEAVES = {*ROOMS[: ROOMS.index("system")], "metrics", "motions"}
 CORE = ROOMS[: ROOMS.index("model") + 1]
 SHARED = {f"{PACKAGE}.baselines.shared", f"{PACKAGE}.baselines.words"}
 # These start something; no other room imports them.
-ENDS = {"train", "evaluate", "demo", "studies", "reproduce", "cli", "efficiency"}
+ENDS = {
+    *("train", "evaluate", "studies", "demo", "reproduce", "cli"),
+    *("efficiency", "mteb"),
+}
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
+EXTRAS = {"mteb": "mteb_requirements"}  # room -> what it may import besides, a key of settings.ini
 
 
 def modules() -> list[Path]:
@@ -135,7 +140,8 @@ def test_a_room_imports_only_rooms_above_it(path):
 def test_imports_of_others_are_declared(path):
     config = ConfigParser()
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    requirements = config["DEFAULT"]["requirements"].split()
+    keys = ["requirements", *(key for room, key in EXTRAS.items() if room == room_of(path))]
+    requirements = [name for key in keys for name in config["DEFAULT"][key].split()]
     names = [re.match(r"[\w-]+", requirement)[0] for requirement in requirements]
     declared = {NAMES.get(name, name) for name in names} | {PACKAGE} | set(sys.stdlib_module_names)
     undeclared = {name.split(".")[0] for name in imported(path)} - declared
