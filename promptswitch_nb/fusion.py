@@ -367,14 +367,21 @@ def similarity_in_blocks(
         return fusion(text, video)
     Q, N = len(text["pooled"]), len(video["pooled"])
     result = text["pooled"].new_empty(Q, N)
+    weights = next(fusion.parameters(), result)  # a fusion without weights computes where they lie
     floats = memory_mb * 1e6 / max(4, result.element_size())
     rows = fusion.floats_per_row(text), fusion.floats_per_row(video)
     q, n = _block_shape(Q, N, fusion.floats_per_pair(text, video), *rows, floats)
     for j in range(0, N, n):
-        part = fusion.prepare(_rows(video, slice(j, j + n)))
+        part = fusion.prepare(_on(weights.device, _rows(video, slice(j, j + n))))
         for i in range(0, Q, q):
-            result[i : i + q, j : j + n] = fusion(_rows(text, slice(i, i + q)), part)
+            some = _on(weights.device, _rows(text, slice(i, i + q)))
+            result[i : i + q, j : j + n] = fusion(some, part)
     return result
+
+
+def _on(device: torch.device, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring features to a device."""
+    return {name: tensor.to(device) for name, tensor in features.items()}
 
 # %% ../nbs/05a_fusion.ipynb #30cb9122
 class LiveBytes(TorchDispatchMode):
