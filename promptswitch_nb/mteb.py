@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['why_not', 'TorchcodecReader', 'collate_videos', 'Features', 'features_of', 'fingerprint', 'model_meta',
-           'SystemEncoder', 'compare_in_blocks', 'rank', 'SystemSearch']
+           'SystemEncoder', 'rank', 'SystemSearch']
 
 # %% ../nbs/13_mteb.ipynb #1fb7797d
 import functools
@@ -255,28 +255,6 @@ def _rows(features: dict[str, Tensor], start: int, count: int) -> dict[str, Tens
     return {name: values[start : start + count] for name, values in features.items()}
 
 
-def compare_in_blocks(
-    model: VideoCLIP,
-    text: dict[str, Tensor],  # of Q texts
-    video: dict[str, Tensor],  # of N videos
-    *,
-    at_once: int = 256,  # rows of either side on the model's device at a time
-    memory_mb: float = 256,  # bound for what is computed on the way of a block
-) -> Tensor:  # (Q,N) on the CPU
-    """Compare each text with each video, on the model's device, block by block."""
-
-    def blocks(features):
-        for start in range(0, len(features["pooled"]), at_once):
-            part = _rows(features, start, at_once)
-            yield {name: values.to(model.clip.device) for name, values in part.items()}
-
-    bands = []
-    for some in blocks(text):
-        band = [model.similarity(some, part, memory_mb=memory_mb).cpu() for part in blocks(video)]
-        bands.append(torch.cat(band, dim=1))
-    return torch.cat(bands)
-
-
 def rank(
     model: VideoCLIP,
     queries: Features,  # of Q texts, or of Q videos
@@ -284,7 +262,7 @@ def rank(
     *,
     top_k: int,  # results for each query
     rerank: int = 0,  # K of two-stage ranking; 0: the fusion compares all
-    at_once: int = 256,  # rows of either side that are compared at a time
+    at_once: int = 256,  # queries whose scores are kept at a time
     memory_mb: float = 256,  # bound for what is computed on the way of a block
 ) -> tuple[Tensor, Tensor]:  # (Q,k) scores, the highest first; (Q,k) rows of the corpus
     """Find the best rows of a corpus for each query."""
@@ -293,7 +271,7 @@ def rank(
 
     def similarity(some, others):
         text, video = (some, others) if queries.kind == "text" else (others, some)
-        scores = compare_in_blocks(model, text, video, at_once=at_once, memory_mb=memory_mb)
+        scores = model.similarity(text, video, memory_mb=memory_mb)
         return scores if queries.kind == "text" else scores.T
 
     found = []
