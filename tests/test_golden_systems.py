@@ -32,7 +32,10 @@ def test_a_system(system, check):
 
 def test_each_folder_is_compared_and_each_comparison_has_its_folder():
     folders = {path.name for path in SYSTEMS.iterdir() if path.is_dir()}
-    assert COMPARED and folders == COMPARED
+    new, missing = sorted(folders - COMPARED), sorted(COMPARED - folders)
+    assert not new, f"no comparison in golden_systems/ for {new}"
+    assert not missing, f"no folder for the comparisons {missing}"
+    assert COMPARED
 
 
 @pytest.mark.parametrize("system", sorted(COMPARED))

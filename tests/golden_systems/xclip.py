@@ -36,7 +36,8 @@ NAMES = {  # of the released weights, and ours of the same; "…2" before those 
 def model_of(head: str, golden: dict, *, fresh: bool = False) -> XCLIP:
     """Build a model with the released weights; with fresh matrices if wanted."""
     sizes, weights = golden["expected"], golden["weights"]
-    clip = CLIPTowers(TINY_CONFIG | dict(embed_dim=sizes["E"]))
+    of_text = TINY_CONFIG["text_cfg"] | dict(context_length=sizes["words"])
+    clip = CLIPTowers(TINY_CONFIG | dict(embed_dim=sizes["E"], text_cfg=of_text))
     config = XCLIP.config_of("official", temporal_layers=sizes["layers"] * (head == "seqTransf"))
     preprocess = XCLIP(clip).preprocess.changed(
         n_frames=sizes["F"], test_frames=sizes["F"], max_words=sizes["words"]
