@@ -12,6 +12,7 @@ from promptswitch_nb.datasets import write_example
 from promptswitch_nb.model import PromptSwitch
 from promptswitch_nb.model import make_system
 
+pytest.register_assert_rewrite("golden", "golden_systems")
 WORDS = [
     *("a", "the", "red", "green", "blue", "yellow", "white", "square", "ring", "is", "moves"),
     *("moving", "left", "right", "up", "down", "and", "."),

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from promptswitch_nb.baselines.drl import DRL
+from promptswitch_nb.baselines.xclip import TEMPERATURE
 from promptswitch_nb.baselines.xclip import XCLIP
+from promptswitch_nb.baselines.xclip import attend
 from promptswitch_nb.baselines.xpool import XPoolCLIP
 from promptswitch_nb.clip import tiny_clip
 from promptswitch_nb.evaluate import EvaluateConfig
@@ -117,3 +119,10 @@ def test_similarity_is_that_of_the_pair(cls, options):
     first = two_stage(text, video, model.similarity, k=2).argmax(dim=1)
     best = (text["pooled"] @ video["pooled"].T).topk(2).indices
     assert torch.equal(first, best.gather(1, sims.gather(1, best).argmax(1, keepdim=True))[:, 0])
+
+
+def test_attention_is_a_mean_weighed_by_likeness():
+    values = torch.tensor([[0.1], [0.2]])
+    weight = torch.sigmoid(torch.tensor(0.1 / TEMPERATURE))
+    found = attend(values, torch.eye(2))
+    assert torch.allclose(found, weight * 0.2 + (1 - weight) * 0.1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import einsum
+from einops import rearrange
 from fastcore.basics import patch
 from torch import Tensor
 from torch import nn
@@ -236,9 +237,16 @@ class ReleasedEMFusion(EMFusion):
         self,
         video: dict[str, Tensor],  # `frames` (N,F,E), `mask` (N,F)
     ) -> dict[str, Tensor]:  # what `forward` takes in their place
-        """Multiply each video's frames with each other; padding has a say in the softmax."""
-        ready = super().prepare(dict(frames=video["frames"]))
-        return ready | {name: video[name] for name in ("mask",) if name in video}
+        """Take the frames as they are: padding has a say in the softmax."""
+        return video | dict(frames=_wide(video["frames"]))
+
+    def floats_per_pair(
+        self,
+        text: dict[str, Tensor],  # features, for their shapes
+        video: dict[str, Tensor],  # features, for their shapes
+    ) -> int:
+        """Count five rows of width E, numbers a frame and numbers a basis."""
+        return 5 * self.embed_dim + 3 * video["frames"].shape[1] + 3 * self.config.bases
 
     def compare(
         self,
@@ -246,54 +254,53 @@ class ReleasedEMFusion(EMFusion):
         ready: dict[str, Tensor],  # what `prepare` gave
     ) -> Tensor:  # (Q,N) cosines, which depend on all texts and videos here
         """Compare the texts of a block with its videos."""
-        frames, mask, beta = ready["frames"], ready.get("mask"), self.config.beta
-        scores = einsum(text, frames, "q e, n f e -> q n f")
-        weights = (scores / self.config.temperature).softmax(dim=-1)
-        weights = weights if mask is None else weights * mask
-        of_text, of_pairs, z = self.iterate(text, weights, frames)
+        rows = self.stacked(text, ready)
+        m, z = self.iterate(rows)
         if self.learns():
-            self.follow(of_text, of_pairs)
-        text = unit(text + beta * of_text @ z.T)
-        shares = einsum(weights, frames @ z, "q n f, n f k -> q n k")
-        dot = (weights * einsum(text, frames, "q e, n f e -> q n f")).sum(dim=-1)
-        dot = dot + beta * einsum(of_pairs, text @ z, "q n k, q k -> q n")
-        squared = _squares(weights, ready["products"]) + 2 * beta * (of_pairs * shares).sum(-1)
-        squared = squared + beta**2 * (of_pairs @ (z.T @ z) * of_pairs).sum(dim=-1)
-        return dot * squared.clamp_min(torch.finfo(squared.dtype).tiny).rsqrt()
+            self.follow(m)
+        pairs, texts = unit(rows + self.config.beta * m @ z.T).tensor_split([-len(text)])
+        pairs = rearrange(pairs, "(q n) e -> q n e", q=len(text))
+        return einsum(pairs, texts, "q n e, q e -> q n")
 
 # %% ../../nbs/baselines/10_emcl.ipynb #816f8f91
+@patch
+def stacked(
+    self: ReleasedEMFusion,
+    text: Tensor,  # (Q,E) of any length
+    ready: dict[str, Tensor],  # what `prepare` gave
+) -> Tensor:  # X (Q·N+Q,E)
+    """Stack what each text pools of each video, and the texts."""
+    frames, mask = ready["frames"], ready.get("mask")
+    scores = einsum(text, frames, "q e, n f e -> q n f")
+    weights = (scores / self.config.temperature).softmax(dim=-1)
+    weights = weights if mask is None else weights * mask
+    pooled = einsum(weights, frames, "q n f, n f e -> q n e")
+    return torch.cat([pooled.flatten(0, 1), text])
+
+
 @patch
 @torch.no_grad()
 def iterate(
     self: ReleasedEMFusion,
-    text: Tensor,  # (Q,E) of any length
-    weights: Tensor,  # (Q,N,F)
-    frames: Tensor,  # (N,F,E)
-) -> tuple[Tensor, Tensor, Tensor]:  # M of texts (Q,K) and of pairs (Q,N,K), Z (E,K)
+    rows: Tensor,  # X (R,E)
+) -> tuple[Tensor, Tensor]:  # M (R,K), Z (E,K)
     """Do expectation and maximisation over the rows of a block."""
-    (Q, N, _), start = weights.shape, self.bases.to(text.dtype)
-    of_text, of_pairs = start.expand(Q, -1), start.expand(Q, N, -1)
+    m = self.bases.to(rows.dtype).expand(len(rows), -1)
     for _ in range(self.config.stages):
-        of_frames = einsum(weights, of_pairs, "q n f, q n k -> n f k")
-        z = text.T @ of_text + einsum(frames, of_frames, "n f e, n f k -> e k")
-        z = z.softmax(dim=-1)
+        z = (rows.T @ m).softmax(dim=1)
         z = z / (1e-6 + z.sum(dim=0))
-        of_text, of_pairs = text @ z, einsum(weights, frames @ z, "q n f, n f k -> q n k")
-        squared = of_text.square().sum(dim=0) + of_pairs.square().sum(dim=(0, 1))
-        length = 1e-6 + squared.sqrt()
-        of_text, of_pairs = of_text / length, of_pairs / length
-    return of_text, of_pairs, z
+        m = rows @ z
+        m = m / (1e-6 + m.norm(dim=0))
+    return m, z
 
 
 @patch
 def follow(
     self: ReleasedEMFusion,
-    of_text: Tensor,  # (Q,K)
-    of_pairs: Tensor,  # (Q,N,K)
+    m: Tensor,  # M (R,K)
 ) -> None:
     """Let the start of the next batch follow the mean over all rows."""
-    rows = torch.cat([of_text, of_pairs.flatten(0, 1)])
-    self.bases.lerp_(rows.mean(0, keepdim=True).to(self.bases), 1 - self.config.momentum)
+    self.bases.lerp_(m.mean(0, keepdim=True).to(self.bases), 1 - self.config.momentum)
 
 # %% ../../nbs/baselines/10_emcl.ipynb #b8f14741
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from einops import rearrange
-from golden import needs_golden
-from golden import read_golden
+from golden import compare
 from torch import Tensor
 
 from promptswitch_nb.baselines.video_proxy import CLIPViP
@@ -12,8 +11,9 @@ from promptswitch_nb.baselines.video_proxy import CLIPViPConfig
 from promptswitch_nb.baselines.video_proxy import proxy_attention
 from promptswitch_nb.clip import tiny_clip
 
-pytestmark = needs_golden
 SETTINGS = {"ViT_width", "ViT_heads", "layers", "E", "B", "F", "grid", "text_width", "text_heads"}
+SETTINGS |= {"proxies_added", "logit_scale_log", "fresh_added_cls_std"}
+SETTINGS |= {"fresh_temporal_embedding_is_zero"}
 TOWER = {  # parts of released weights' names, and of ours
     "encoder.layers.": "transformer.resblocks.",
     "self_attn.": "attn.",
@@ -67,12 +67,6 @@ def as_released(released: str, shape: torch.Size, own: dict[str, Tensor]) -> Ten
     return tensor.T if transposed else tensor.reshape(shape)
 
 
-@pytest.fixture(scope="module")
-def golden() -> dict:
-    """Read everything."""
-    return read_golden("clipvip")
-
-
 def build(golden: dict) -> CLIPViP:
     """Build a model of the released size, with its weights."""
     sizes, weights = golden["expected"], golden["weights"]
@@ -120,15 +114,12 @@ def one_sequence(shared: Tensor, patches: Tensor) -> Tensor:
     return torch.cat([shared, rearrange(patches, "b f l d -> b (f l) d")], dim=1)
 
 
-def test_everything_in_the_folder(golden):
+def check_everything(golden: dict) -> None:
     """Each tensor and each number is compared."""
-    sizes, inputs = golden["expected"], golden["inputs"]
+    sizes, inputs, weights = (golden[name] for name in ("expected", "inputs", "weights"))
     model = build(golden)
     shared, patches = model.embed(inputs["video"])
-    M, n_frames, L = sizes["M_N_L"]
-    assert (shared.shape[1], *patches.shape[1:3]) == (M, n_frames, L)
-    assert sizes["grid"] ** 2 == L and n_frames == sizes["F"]
-    assert shared.shape[0] == sizes["B"]
+    assert patches.shape[:3] == (sizes["B"], sizes["F"], sizes["grid"] ** 2)
     found = {"embeddings": one_sequence(shared, patches)}
     block = model.clip.model.visual.transformer.resblocks[0]
     normed = (block.ln_1(model.clip.model.visual.ln_pre(x)) for x in (shared, patches))
@@ -139,30 +130,22 @@ def test_everything_in_the_folder(golden):
     found |= dict(text=text["pooled"], video=video["pooled"])
     found["video_other_length"] = model.encode_video(inputs["video_other_length"])
     found["logits_per_text"] = model.similarity(text, video) * model.clip.model.logit_scale.exp()
-    assert found.keys() == golden["outputs"].keys()
-    for name, ours in found.items():
-        torch.testing.assert_close(ours, golden["outputs"][name], rtol=1e-5, atol=1e-5, msg=name)
     loss = model.losses(text, video, inputs["input_ids"])["loss"]
-    assert loss.item() == pytest.approx(sizes["loss"], rel=1e-5)
     loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters()}
-    assert sizes["grad_norms"].keys() == golden["weights"].keys()
-    for name, norm in sizes["grad_norms"].items():
-        ours = as_released(name, golden["weights"][name].shape, grads).norm().item()
-        assert ours == pytest.approx(norm, rel=1e-4, abs=1e-4), name
-    fresh = {"fresh_added_cls_std", "fresh_temporal_embedding_is_zero"}
-    compared = {"M_N_L", "loss", "grad_norms", "proxies_added", "logit_scale_log", *fresh, "torch"}
-    assert sizes.keys() == SETTINGS | compared
-    assert len(found) + len(sizes["grad_norms"]) > 60
+    numbers = {"M_N_L": [shared.shape[1], *patches.shape[1:3]], "loss": loss.item()}
+    for name, weight in weights.items():
+        norm = as_released(name, weight.shape, grads).norm().item()
+        numbers[f"grad_norms.{name}"] = norm
+    compare(golden, found, numbers, settings=SETTINGS)
 
 
-def test_a_fresh_model_starts_as_released(golden):
+def check_that_a_fresh_model_starts_as_released(golden: dict) -> None:
     """The preset "official" draws proxies as the released code does."""
     sizes, towers = golden["expected"], tiny_clip(["a"])
     torch.manual_seed(0)
-    config = CLIPViP.config_of("official", proxies=1000)
-    fresh = CLIPViP(towers, config)
-    assert fresh.proxies.std().item() == pytest.approx(sizes["fresh_added_cls_std"], abs=0.1)
-    assert sizes["fresh_temporal_embedding_is_zero"] and not fresh.times.any()
+    fresh = CLIPViP(towers, CLIPViP.config_of("official", proxies=1000))
     released = golden["weights"][f"{VISION}embeddings.added_cls"]
-    assert len(released) == CLIPViP.config_of("official").proxies == sizes["proxies_added"]
+    by_chance = 4 / (2 * released.numel()) ** 0.5  # four times the error of a deviation of 1
+    assert fresh.proxies.std().item() == pytest.approx(sizes["fresh_added_cls_std"], abs=by_chance)
+    assert sizes["fresh_temporal_embedding_is_zero"] and not fresh.times.any()
