@@ -59,6 +59,8 @@ def drawn_features(
     size, n_frames = model.clip.image_size, model.preprocess.test_frames
     text = model.text_features(model.tokenize([" ".join(WORDS)]))
     video = model.video_features(torch.zeros(2, n_frames, 3, size, size))
+    if model.offline:  # all that is ranked with, and all that is kept
+        text, video = (dict(pooled=part["pooled"]) for part in (text, video))
     return _many(text, n_texts, device), _many(video, n_videos, device)
 
 
@@ -210,7 +212,6 @@ def ranking_cost(
     with LiveBytes() as blocks:
         rank(q, n)
     grown = peak_growth(lambda: rank(q, n), device=device)
-    kept = {"pooled": video["pooled"]} if model.offline else video
     return RankingCost(
         system=name,
         seconds=time_of(lambda: rank(q, n), q * n * a_pair) / share,
@@ -219,7 +220,7 @@ def ranking_cost(
         blocks_mb=(blocks.peak - 4 * q * n) / 1e6,
         process_mb=None if grown is None else grown / 1e6,
         two_stage_seconds=twice,
-        kept_kb=sum(tensor.nbytes for tensor in kept.values()) / n_videos / 1e3,
+        kept_kb=sum(tensor.nbytes for tensor in video.values()) / n_videos / 1e3,
         pair=pair_multiply_adds(model, text, video),
         offline=model.offline,
     )
