@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ReproduceConfig', 'reproduction', 'check_tree', 'row_of', 'reproduction_table', 'reproduce', 'main']
 
-# %% ../nbs/08ab_reproduce.ipynb #9fca3dd5
+# %% ../nbs/08ab_reproduce.ipynb #713fc70b
 import dataclasses
 import statistics
 import sys
@@ -33,6 +33,7 @@ from .settings import required
 from .settings import settings
 from .studies import Place
 from .studies import Study
+from .studies import check_study
 from .studies import read_records
 from .studies import run_study
 
@@ -62,20 +63,23 @@ def reproduction(
     for name in c.systems:
         is_file = name.endswith((".yaml", ".yml"))
         values = read_yaml(name) if is_file else dict(preset=c.preset, model=name)
-        rows[Path(name).stem if is_file else name] = values | dict(variant=c.variant) | (c.changes or {})
+        rows[Path(name).stem if is_file else name] = (
+            values | dict(variant=c.variant) | (c.changes or {})
+        )
     if len(rows) < len(c.systems):
         raise ConfigError(f"systems {', '.join(c.systems)}: two rows have the same name.")
     for values in rows.values():
         values.update(dataset=c.dataset, max_bad_share=c.max_bad_share)
     return Study(name=c.dataset, rows=rows, seeds=c.seeds)
 
-# %% ../nbs/08ab_reproduce.ipynb #a57bef97
+# %% ../nbs/08ab_reproduce.ipynb #1a0b2924
 def check_tree(
     config: ReproduceConfig,
 ) -> None:
     """Compare the data with what their files want; refuse what would not be the paper's data."""
     c, done = config, Path(config.output_dir, f"{config.dataset}-data.txt")
-    if done.exists():
+    folder = f"folder: {Path(c.data_root).resolve()}\n"
+    if done.exists() and done.read_text(encoding="utf-8").endswith(folder):
         print(f"the data were checked before, see {done}", flush=True)
         return
     report = check_data(c.dataset, c.data_root, variant=c.variant, decode=c.decode)
@@ -88,7 +92,7 @@ def check_tree(
             f"faults in its files: {len(report.problems)}. Mend it, or, where only videos are "
             "missing, raise max_bad_share."
         )
-    write_text(done, report.table() + "\n")
+    write_text(done, f"{report.table()}\n{folder}")
 
 # %% ../nbs/08ab_reproduce.ipynb #2594a42a
 def row_of(
@@ -137,14 +141,15 @@ def reproduction_table(
         )
     return markdown_table(["", *COLUMNS], table, note="\n".join(notes))
 
-# %% ../nbs/08ab_reproduce.ipynb #b21f9fda
+# %% ../nbs/08ab_reproduce.ipynb #13ccc196
 def reproduce(
     config: ReproduceConfig,
 ) -> tuple[str, list[str]]:  # the table in Markdown; the runs that failed
     """Check the data, do what has no record yet, write and return the table."""
-    check_tree(config)
     study, folder = reproduction(config), Path(config.output_dir)
     place = Place(config.data_root, str(folder / "records"), str(folder / "runs"), config.threads)
+    check_study(study, place)  # a wrong name is told before the data are read
+    check_tree(config)
     failed = run_study(study, place)
     table = reproduction_table(config, read_records(study, place.results_dir))
     write_text(folder / f"{config.dataset}.md", table + "\n")

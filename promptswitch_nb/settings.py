@@ -231,8 +231,9 @@ def add_options(
     for setting in dataclasses.fields(cls):
         name, words = setting.name, ", ".join(_choices(kinds[setting.name]))
         text = texts[name].replace("%", "%%") + (f" ({words})" if words else "")
-        if setting.default not in (None, "", dataclasses.MISSING):
-            text += f" (default: {setting.default})"
+        if setting.default not in (None, "", (), dataclasses.MISSING):
+            values = setting.default if isinstance(setting.default, tuple) else [setting.default]
+            text += f" (default: {','.join(map(str, values))})"
         spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
         common = dict(type=_reader(kinds[name]), metavar=name.upper(), help=text)
         if name == positional:
