@@ -62,6 +62,7 @@ ROOMS = [
     "reproduce",
     "cli",
     "efficiency",
+    "ablations",
     "mteb",
 ]
 # These take tensors and plain numbers, and know no model and no config.
@@ -73,7 +74,7 @@ SHARED = {f"{PACKAGE}.baselines.shared", f"{PACKAGE}.baselines.words"}
 # These start something; no other room imports them.
 ENDS = {
     *("train", "evaluate", "studies", "demo", "reproduce", "cli"),
-    *("efficiency", "mteb"),
+    *("efficiency", "ablations", "mteb"),
 }
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
 EXTRAS = {"mteb": "mteb_requirements"}  # room -> what it may import besides, a key of settings.ini
