@@ -16,7 +16,7 @@ from torch import Tensor
 from .metrics import markdown_table
 from .metrics import standard_error
 
-# %% ../nbs/11_ablations.ipynb #46b034aa
+# %% ../nbs/11_ablations.ipynb #e36a024e
 class Paired(NamedTuple):
     """Hold a mean difference and what a paired test says of it."""
 
@@ -42,7 +42,7 @@ def _common(
         raise ValueError("the two rows were asked other queries: evaluate them on the same split")
     return pairs
 
-
+# %% ../nbs/11_ablations.ipynb #7981bbda
 def over_queries(
     first: list[dict],  # records of a row
     second: list[dict],  # records of the row to compare with
