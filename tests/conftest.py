@@ -11,6 +11,7 @@ from promptswitch_nb.clip import tiny_clip
 from promptswitch_nb.datasets import write_example
 from promptswitch_nb.model import PromptSwitch
 from promptswitch_nb.model import make_system
+from promptswitch_nb.shapes import make_shapes
 
 pytest.register_assert_rewrite("golden", "golden_systems")
 WORDS = [
@@ -35,6 +36,17 @@ def small_model(*, fusion: str = "mean", **options) -> PromptSwitch:
         tiny_clip(WORDS, config=SMALL_CLIP),
         options=dict(encoder=dict(frames_per_chunk=2, k=0) | options, fusion=without_chance),
     )
+
+
+SHORT_RUN = dict(batch_size=4, steps=2, evals_per_epoch=0, eval_every=2, log_every=1, workers=0)
+SHORT_RUN |= dict(clip="tiny", pretrained="", dataset="shapes", threads=1, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def few_shapes(tmp_path_factory) -> Path:
+    """Make a small set of moving shapes."""
+    sizes = dict(n_train=16, n_val=4, n_test=4, n_compose=0, n_stills=2)
+    return make_shapes(tmp_path_factory.mktemp("shapes") / "data", **sizes)
 
 
 def torchrun(*arguments: object, processes: int = 2, seconds: int = 200) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SHORT_RUN
 from torch import Tensor
 
 from promptswitch_nb.baselines.clip2tv import CLIP2TV
@@ -22,33 +23,25 @@ from promptswitch_nb.fusion import two_stage
 from promptswitch_nb.model import load_model
 from promptswitch_nb.registry import path_of
 from promptswitch_nb.settings import read_yaml
-from promptswitch_nb.shapes import make_shapes
 from promptswitch_nb.train import TrainConfig
 from promptswitch_nb.train import read_log
 from promptswitch_nb.train import train
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "systems" / "clip2tv.yaml"
-SHORT = dict(batch_size=4, steps=2, evals_per_epoch=0, eval_every=2, log_every=1, workers=0)
-SHORT |= dict(clip="tiny", pretrained="", dataset="shapes", threads=1, device="cpu")
 OF_SCALE = ("clip", "pretrained", "dataset", "variant", "max_words")  # of a config, not used here
 WORDS = ["a", "red", "ring", "moves", "left"]
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    """Make a small set of moving shapes."""
-    sizes = dict(n_train=16, n_val=4, n_test=4, n_compose=0, n_stills=2)
-    return make_shapes(tmp_path_factory.mktemp("shapes") / "data", **sizes)
-
-
 @pytest.mark.parametrize("ranking", ["alignment", "matching"])
-def test_the_config_trains_and_evaluates(ranking, shapes, tmp_path):
+def test_the_config_trains_and_evaluates(ranking, few_shapes, tmp_path):
     """Of the config, only the sizes, the data and the ranking are changed."""
     values = read_yaml(CONFIG)
     whole = TrainConfig(**values)
     assert whole.model == "clip2tv" and whole.lr_clip == 1e-6 and whole.repeats == "keep"
-    about = {key: value for key, value in values.items() if key not in OF_SCALE} | SHORT
-    about |= dict(model=path_of(CLIP2TV), data_root=str(shapes), output_dir=str(tmp_path / "run"))
+    about = {key: value for key, value in values.items() if key not in OF_SCALE} | SHORT_RUN
+    about |= dict(
+        model=path_of(CLIP2TV), data_root=str(few_shapes), output_dir=str(tmp_path / "run")
+    )
     about |= dict(n_frames=6, test_frames=6)
     about["model_options"] = values["model_options"] | dict(ranking=ranking)
     run = train(TrainConfig.from_dict(about))
@@ -60,7 +53,7 @@ def test_the_config_trains_and_evaluates(ranking, shapes, tmp_path):
         config = EvaluateConfig(
             str(run / "best"),
             "shapes",
-            str(shapes),
+            str(few_shapes),
             results_dir=str(tmp_path / "results"),
             rerank=rerank,
         )

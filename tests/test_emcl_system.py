@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SHORT_RUN
 
 from promptswitch_nb.baselines.emcl import EMCL
 from promptswitch_nb.baselines.emcl import EMFusion
@@ -14,34 +15,24 @@ from promptswitch_nb.fusion import two_stage
 from promptswitch_nb.model import load_model
 from promptswitch_nb.registry import path_of
 from promptswitch_nb.settings import read_yaml
-from promptswitch_nb.shapes import make_shapes
 from promptswitch_nb.system import make_system
 from promptswitch_nb.train import TrainConfig
 from promptswitch_nb.train import read_log
 from promptswitch_nb.train import train
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "systems" / "emcl.yaml"
-SHORT = dict(batch_size=4, steps=2, evals_per_epoch=0, eval_every=2, log_every=1, workers=0)
-SHORT |= dict(clip="tiny", pretrained="", dataset="shapes", threads=1, device="cpu")
 OF_SCALE = ("clip", "pretrained", "dataset", "variant", "max_words")  # of a config, not used here
 WORDS = ["a", "red", "ring", "moves", "left"]
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    """Make a small set of moving shapes."""
-    sizes = dict(n_train=16, n_val=4, n_test=4, n_compose=0, n_stills=2)
-    return make_shapes(tmp_path_factory.mktemp("shapes") / "data", **sizes)
-
-
 @pytest.mark.parametrize("official", [False, True])
-def test_the_config_trains_and_evaluates(official, shapes, tmp_path):
+def test_the_config_trains_and_evaluates(official, few_shapes, tmp_path):
     """Of the config, only the sizes and the data are changed."""
     values = read_yaml(CONFIG)
     whole = TrainConfig(**values)
     assert whole.model == "emcl" and whole.lr_clip == 1e-6
-    about = {key: value for key, value in values.items() if key not in OF_SCALE} | SHORT
-    about |= dict(model=path_of(EMCL), data_root=str(shapes), output_dir=str(tmp_path / "run"))
+    about = {key: value for key, value in values.items() if key not in OF_SCALE} | SHORT_RUN
+    about |= dict(model=path_of(EMCL), data_root=str(few_shapes), output_dir=str(tmp_path / "run"))
     about |= dict(n_frames=6, test_frames=6)
     if official:
         about |= dict(model_options=dict(official=True, block=3))
@@ -55,7 +46,7 @@ def test_the_config_trains_and_evaluates(official, shapes, tmp_path):
         results = str(tmp_path / "results")
         checkpoint = str(run / "best")
         config = EvaluateConfig(
-            checkpoint, "shapes", str(shapes), results_dir=results, rerank=rerank
+            checkpoint, "shapes", str(few_shapes), results_dir=results, rerank=rerank
         )
         metrics = evaluate(config)[0]["metrics"]
         assert metrics["videos"] == 4 and 0 <= metrics["t2v/R@1"] <= 100
