@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['LanceStore']
 
-# %% ../nbs/08da_lance.ipynb #c8cf7d09
+# %% ../nbs/08da_lance.ipynb #ba328009
 import json
 import os
 import re
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +145,27 @@ def _table(self: LanceStore, table: str):
         self._tables[table] = handle
     return handle
 
-# %% ../nbs/08da_lance.ipynb #44feaf26
+# %% ../nbs/08da_lance.ipynb #3c747ed8
 def _where(ids: Iterable[str]) -> str:
     """Write the condition that a row has one of these ids."""
     return "id IN ({})".format(",".join("'" + name.replace("'", "''") + "'" for name in ids))
+
+
+def _keyed(schema: pa.Schema) -> pa.Schema:
+    """Mark the id as what two writers may not both insert."""
+    marked = schema.field("id").with_metadata({"lance-schema:unenforced-primary-key": "true"})
+    return schema.set(schema.get_field_index("id"), marked)
+
+
+def _insist(work: Callable[[], object], times: int = 20) -> None:
+    """Do something that another writer may come in the way of, again if need be."""
+    for left in reversed(range(times)):
+        try:
+            work()
+            return
+        except RuntimeError as error:
+            if "commit conflict" not in str(error) or not left:
+                raise
 
 
 @patch
@@ -162,19 +181,19 @@ def _width(self: LanceStore, table: str) -> int | None:
 def _write(self: LanceStore, table: str, rows: pa.Table) -> None:
     """Put rows in the place of those of the same ids, all or none."""
     with explaining(self.uri, f"write {len(rows)} rows of {table!r}"):
-        handle = self._table(table)
-        if handle is None:
-            self._db.create_table(table, schema=rows.schema, exist_ok=True)
-            handle = self._table(table)
-        merge = handle.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-        merge.execute(rows)
+        if self._table(table) is None:
+            self._db.create_table(table, schema=_keyed(rows.schema), exist_ok=True)
+        merge = self._table(table).merge_insert("id").use_index(False)
+        merge = merge.when_matched_update_all().when_not_matched_insert_all()
+        _insist(lambda: merge.execute(rows))
 
 
 @patch
 def _delete(self: LanceStore, table: str, ids: list[str]) -> None:
     """Remove at most `PIECE` rows from a table that is there."""
     with explaining(self.uri, f"delete rows of {table!r}"):
-        self._table(table).delete(_where(ids))
+        handle = self._table(table)
+        _insist(lambda: handle.delete(_where(ids)))
 
 
 @patch
@@ -216,8 +235,8 @@ def optimize(
             if handle is None or not handle.count_rows():
                 continue
             if not any(found.columns == ["id"] for found in handle.list_indices()):
-                handle.create_index("id", config=BTree())
-            handle.optimize(cleanup_older_than=keep)
+                _insist(partial(handle.create_index, "id", config=BTree()))
+            _insist(partial(handle.optimize, cleanup_older_than=keep))
 
 # %% ../nbs/08da_lance.ipynb #6a93b3aa
 @patch

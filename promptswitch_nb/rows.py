@@ -22,7 +22,7 @@ except ImportError as error:
     _INSTALL = "rows of an index need pyarrow: pip install 'promptswitch_nb[search]'"
     raise ImportError(_INSTALL) from error
 
-# %% ../nbs/08ca_rows.ipynb #3065f9d6
+# %% ../nbs/08ca_rows.ipynb #d410564e
 _TEXT, _NUMBERS = pa.string(), pa.list_(pa.float32())
 TABLES = {
     "windows": dict(
@@ -68,8 +68,9 @@ def schema_of(
     """Tell the columns of a table."""
     if table not in TABLES:
         raise StoreError(f"there is no table {table!r}; known are {', '.join(TABLES)}")
-    vector = pa.list_(pa.float32(), width)
-    return pa.schema(TABLES[table] | (dict(vector=vector) if table == "windows" else {}))
+    vector = dict(vector=pa.list_(pa.float32(), width)) if table == "windows" else {}
+    kinds = TABLES[table] | vector
+    return pa.schema([pa.field(name, kind, name != "id") for name, kind in kinds.items()])
 
 # %% ../nbs/08ca_rows.ipynb #9366b9b7
 DAMAGED = "restore it from a backup, or index the videos again into a new store"
