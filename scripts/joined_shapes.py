@@ -70,7 +70,10 @@ def join_clips(
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     records = read_json(data / f"captions_{split}.json")
     joined = []
-    for n, video in enumerate(_split(records, kind, rng)):
+    videos = _split(records, kind, rng)
+    if not videos:
+        raise ValueError(f"{data} holds too few clips of {kind}: a video needs at least {FEWEST}")
+    for n, video in enumerate(videos):
         clips = [all_frames(data / "videos" / record["video"]) for record in video]
         other = all_frames(data / "videos" / records[rng.integers(len(records))]["video"])
         parts = [other[: rng.integers(len(other))], *clips]
