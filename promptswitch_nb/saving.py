@@ -330,7 +330,7 @@ def load_towers(
         )
     return towers
 
-
+# %% ../nbs/05i_saving.ipynb #abd2a30b
 @patch(cls_method=True)
 def find_towers(
     cls: VideoCLIP,

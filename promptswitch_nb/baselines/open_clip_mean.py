@@ -92,7 +92,7 @@ def build(
                 f"open_clip cannot build {name!r} with pretrained={pretrained!r}: {error}; {hint}"
             ) from error
 
-# %% ../../nbs/baselines/13_open_clip_mean.ipynb #d86189e7
+# %% ../../nbs/baselines/13_open_clip_mean.ipynb #c7b11cf0
 class OpenClipTokenizer:
     """Turn texts into token ids as open_clip does for a model."""
 
@@ -138,7 +138,7 @@ def pack(
     content: bytes,  # of a file
 ) -> str:
     """Write bytes as short text."""
-    return base64.b64encode(zlib.compress(content, 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(content)).decode("ascii")
 
 
 def unpack(
