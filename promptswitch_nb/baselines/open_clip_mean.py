@@ -145,7 +145,10 @@ def unpack(
     text: str,  # from `pack`
 ) -> bytes:
     """Read what `pack` wrote."""
-    return zlib.decompress(base64.b64decode(text))
+    try:
+        return zlib.decompress(base64.b64decode(text))
+    except (ValueError, zlib.error) as error:
+        raise ValueError(f"a file of its tokenizer is damaged: {error}") from error
 
 # %% ../../nbs/baselines/13_open_clip_mean.ipynb #8e20ae5b
 TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}  # of open_clip's configurations
