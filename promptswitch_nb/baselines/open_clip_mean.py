@@ -329,7 +329,7 @@ def find_towers(
     if brings_weights and pretrained:
         raise ValueError(f"{name} brings its weights: leave pretrained={str(pretrained)!r} empty")
     config = _config_at(name) if brings_weights else model_config(name)
-    tokenizer, tag = OpenClipTokenizer(name), str(pretrained) if pretrained else None
+    tokenizer, tag = OpenClipTokenizer(name), pretrained and str(Path(pretrained).expanduser())
     model = build(name, tag, with_weights=brings_weights or bool(tag))
     return OpenClipTowers(model, config, tokenizer)
 
@@ -353,7 +353,7 @@ def _tiny_towers(words: list[str] | None) -> OpenClipTowers:
     model.load_state_dict(tiny.model.state_dict())
     return OpenClipTowers(model, tiny.config, tokenizer)
 
-
+# %% ../../nbs/baselines/13_open_clip_mean.ipynb #8cba9235
 @patch(cls_method=True)
 def towers_of(
     cls: OpenClipMean,
