@@ -268,6 +268,13 @@ def image_size(self: CLIPTowers) -> int:  # H
 
 
 @patch(as_prop=True)
+def view(self: CLIPTowers) -> dict:  # image_size, mean, std, interpolation
+    """Say how pictures came into its training, in the words of `Preprocess`."""
+    colours = dict(mean=self.mean, std=self.std)
+    return dict(image_size=self.image_size, **colours, interpolation="bicubic")
+
+
+@patch(as_prop=True)
 def width(self: CLIPTowers) -> int:  # D
     """Return the width of the image tower."""
     return self.model.visual.ln_post.normalized_shape[0]

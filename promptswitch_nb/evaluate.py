@@ -27,6 +27,7 @@ from .config import EvaluateConfig as EvaluateConfig
 from .datasets import load_pairs
 from .files import write_json
 from .frames import PRESET_VIEWS
+from .frames import Preprocess
 from .gallery import Encoded
 from .gallery import encode_split
 from .gallery import encode_texts
@@ -167,7 +168,8 @@ def _computed_from(results: dict) -> dict:
     """Collect all that the numbers of an evaluation depend on."""
     config = {name: results["config"][name] for name in ("dataset", "split", "variant", "rerank")}
     root = os.path.abspath(results["config"]["data_root"])
-    return dict(weights=results.get("weights"), **config, data_root=root) | results["preprocess"]
+    seen = dataclasses.asdict(Preprocess()) | results["preprocess"]  # an old file may lack a field
+    return dict(weights=results.get("weights"), **config, data_root=root) | seen
 
 
 def check_free(

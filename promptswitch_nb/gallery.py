@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 
 from .annotations import DataError
 from .annotations import Pair
-from .clip import token_lengths
 from .frames import Preprocess
 from .fusion import two_stage
 from .metrics import compare
@@ -100,7 +99,7 @@ def encode_texts(
     if not texts:
         return _joined(model, [])
     ids = model.tokenize(texts)
-    order = token_lengths(ids, model.clip.end).argsort()
+    order = (ids != ids[:, -1:]).sum(1).argsort()  # a row that is not full ends with its padding
     with evaluating(model):
         parts = [ids[rows] for rows in order.split(batch_size)]
         joined = _joined(model, [_to_keep(model, model.text_features(part)) for part in parts])
@@ -144,7 +143,8 @@ def check_view(
 ) -> None:
     """Refuse data that is read in another way than the model was trained to see it."""
     theirs, own = asdict(data), asdict(model)
-    for name in ("image_size", "mean", "std", "transform", "test_sampler", "frames_per_chunk"):
+    sizes = ("image_size", "mean", "std", "interpolation", "frames_per_chunk")
+    for name in (*sizes, "transform", "test_sampler"):
         if theirs[name] != own[name]:
             raise ValueError(
                 f"the videos are read with {name} = {theirs[name]}, the model sees with "

@@ -94,7 +94,7 @@ def preflight(
 ) -> Preflight | None:  # None: nothing is published for this start
     """Rank the test set with the start weights; warn when the result is not what others have."""
     expected = published(config)
-    if expected is None:
+    if expected is None or not isinstance(towers, CLIPTowers):  # of a system around something else
         return None
     model = make_system("clip_mean", towers)
     model.preprocess = model.preprocess.changed(transform="crop", test_frames=N_FRAMES)

@@ -15,7 +15,7 @@ from .config import TrainConfig
 from .datasets import load_pairs
 from .frames import Preprocess
 from .model import VideoCLIP
-from .model import load_towers
+from .model import encoder_and_fusion
 from .model import make_system
 from .samples import GalleryDataset
 from .samples import VideoTextDataset
@@ -107,7 +107,8 @@ def build_model(
     """Build the model that a config names."""
     words = [*SHAPE_WORDS] if config.dataset == "shapes" else WordTokenizer.vocabulary(captions)
     try:
-        towers = load_towers(config.clip, config.pretrained or None, words=words)
+        cls, _ = encoder_and_fusion(config.model)
+        towers = cls.find_towers(config.clip, config.pretrained or None, words=words)
         sizes = dict(image_size=towers.image_size, max_words=towers.context_length)
 
         def preprocess(options: object) -> Preprocess:

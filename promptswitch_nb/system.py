@@ -133,7 +133,7 @@ def own_preprocess(
 ) -> Preprocess:
     """Complete or check the record of how the model sees."""
     P, clip = self.frames_per_chunk, self.clip
-    own = dict(image_size=clip.image_size, frames_per_chunk=P, mean=clip.mean, std=clip.std)
+    own = clip.view | dict(frames_per_chunk=P)
     if preprocess is None:
         frames = dict(n_frames=P or 6, test_frames=2 * (P or 6))
         return Preprocess(max_words=clip.context_length, **own, **frames)
@@ -431,7 +431,7 @@ def make_system(
     preset: str = "paper",  # whose options: paper or official
     options: dict | None = None,  # of the class; of both, {"encoder": …, "fusion": …}, with a pair
     defaults: dict | None = None,  # options that the class takes if it knows them
-    preprocess: Callable | None = None,  # options -> Preprocess but for colours; None: the class's
+    preprocess: Callable | None = None,  # options -> Preprocess but for clip.view; None: its own
 ) -> "VideoCLIP":
     """Build the system that a config names around CLIP's towers."""
     cls, fusion = encoder_and_fusion(spec)
@@ -447,6 +447,6 @@ def make_system(
     known = {field.name for field in fields(cls.Config)}
     taken = {name: value for name, value in (defaults or {}).items() if name in known}
     config = cls.config_of(preset, **taken | options)
-    record = preprocess(config).changed(mean=clip.mean, std=clip.std) if preprocess else None
+    record = preprocess(config).changed(**clip.view) if preprocess else None
     made = make_fusion(fusion, clip.embed_dim, **fusion_options)
     return cls(clip, config, fusion=made, preprocess=record)
