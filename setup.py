@@ -55,6 +55,9 @@ setup(
     extras_require={
         "dev": cfg["dev_requirements"].split(),
         "mteb": cfg["mteb_requirements"].split(),
+        "search": cfg["search_requirements"].split(),
+        "milvus": cfg["milvus_requirements"].split(),
+        "ray": cfg["ray_requirements"].split(),
     },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),

@@ -29,12 +29,13 @@ DISK_IS_FULL = ("No space left on device", "unexpected pos", "file write failed"
 
 
 def _is_ours(error: Exception) -> bool:
-    """Tell whether an error is one of this package, or a ValueError that a line of it raised."""
+    """Tell whether an error is one of this package, or one that a line of it raised to explain."""
     if type(error).__module__.partition(".")[0] == PACKAGE:
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     package = frames[-1].f_globals.get("__package__") if frames else None
-    return isinstance(error, ValueError) and (package or "").partition(".")[0] == PACKAGE
+    explains = isinstance(error, ValueError) or type(error) is ImportError  # no missing module
+    return explains and (package or "").partition(".")[0] == PACKAGE
 
 # %% ../nbs/00ca_command.ipynb #89b6a5d5
 def _of_the_system(error: OSError) -> str:
