@@ -219,7 +219,7 @@ class _Start(NamedTuple):
 def _jump(container, stream, time: float) -> None:
     """Go to the key frame at or before a time; where the file cannot, to its beginning."""
     try:
-        container.seek(max(0, int(time / stream.time_base)), stream=stream)
+        container.seek(max(0, round(time / stream.time_base)), stream=stream)
     except FFmpegError:
         container.seek(0)
 
