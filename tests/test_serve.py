@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -23,6 +24,7 @@ from serving import NAMES
 from serving import Lights
 from serving import jpeg
 
+from promptswitch_nb import serve
 from promptswitch_nb.answers import Limits
 from promptswitch_nb.answers import make_app
 from promptswitch_nb.answers import read_page
@@ -579,3 +581,40 @@ def test_raw_requests_do_no_harm(index):
             httpx.get(f"{url}/api/search", params={"q": "\u0000 \ud7ff \U0001f415"}).status_code
             == 200
         )
+
+
+def test_the_command_opens_the_index_and_serves_it(monkeypatch, capsys):
+    opened, served = [], []
+
+    class VideoIndex:
+        @staticmethod
+        def open(db, model=None):
+            opened.append((db, model))
+            return "the index"
+
+    stand_in = SimpleNamespace(VideoIndex=VideoIndex)
+    monkeypatch.setitem(sys.modules, "promptswitch_nb.search", stand_in)
+    monkeypatch.setattr(serve, "serve", lambda index, config: served.append((index, config)))
+    monkeypatch.setenv("PROMPTSWITCH_TOKEN", TOKEN)
+    serve.main(["--db", "a.lance", "--port", "0"])
+    assert opened == [("a.lance", None)]
+    assert served == [("the index", ServeConfig("a.lance", port=0, token=TOKEN))]
+    monkeypatch.delenv("PROMPTSWITCH_TOKEN")
+    for argv, words in (
+        ([], "db has no value"),
+        (["--db", "a", "--host", "0.0.0.0"], "a token is required"),
+        (["--db", "a", "--port", "70000"], "port is 70000"),
+        (["--db", "a", "--token", "short"], "at least 16 characters"),
+        (["--db", "a", "--hots", "x"], "did you mean"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            serve.main(argv)
+        assert end.value.code == 1 and words in capsys.readouterr().err
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("library, module", [("starlette", "guard"), ("uvicorn", "serve")])
+def test_what_is_missing_is_said_with_what_to_install(library, module):
+    script = f"import sys; sys.modules['{library}'] = None; import promptswitch_nb.{module}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "pip install 'promptswitch_nb[search]'" in done.stderr.splitlines()[-1]
