@@ -7,14 +7,15 @@ BIN = $(abspath $(VENV))/bin
 SETUP = settings.ini setup.py pyproject.toml
 STAMP = $(VENV)/installed-$(shell cat $(SETUP) | cksum | cut -d ' ' -f 1)
 
-.PHONY: help install demo test prepare lab clean
+.PHONY: help install demo test test-page chromium prepare lab clean
 help:
-	@echo "make demo     train and evaluate on moving shapes, print the table (15 minutes on 2 cores)"
-	@echo "make test     run every check of the project (15 minutes on 2 cores)"
-	@echo "make install  install the project with its developer tools into $(VENV)"
-	@echo "make prepare  after an edit: format, clean the notebooks, export the modules, write README.md"
-	@echo "make lab      open the notebooks in JupyterLab"
-	@echo "make clean    remove builds and caches, leave $(VENV) and runs/"
+	@echo "make demo       train and evaluate on moving shapes, print the table (15 minutes on 2 cores)"
+	@echo "make test       run every check of the project (15 minutes on 2 cores)"
+	@echo "make test-page  run the tests of the page in Chromium, and install that where it is missing"
+	@echo "make install    install the project with its developer tools into $(VENV)"
+	@echo "make prepare    after an edit: format, clean the notebooks, export the modules, write README.md"
+	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make clean      remove builds and caches, leave $(VENV) and runs/"
 
 install: $(STAMP)
 $(STAMP):
@@ -28,6 +29,17 @@ demo: install
 
 test: install
 	@$(BIN)/python scripts/test.py
+
+test-page: install
+	@for name in chromium chromium-browser google-chrome; do command -v $$name && break; done >/dev/null \
+	  || $(MAKE) --no-print-directory chromium
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_page.py
+
+chromium:
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  echo "Installing Chromium, a browser, for the tests of the page."; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	else echo "The tests of the page need Chromium: install it (such as: sudo apt install chromium)."; exit 1; fi
 
 prepare: install
 	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .
