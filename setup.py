@@ -51,6 +51,7 @@ setup(
     classifiers=classifiers,
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["promptswitch_nb", "promptswitch_nb.*"]),
+    package_data={"promptswitch_nb": ["page/*.html"]},
     install_requires=requirements,
     extras_require={
         "dev": cfg["dev_requirements"].split(),
@@ -64,6 +65,7 @@ setup(
         "promptswitch_nb.systems": cfg["systems"].split(),
         "promptswitch_nb.encoders": cfg["encoders"].split(),
         "promptswitch_nb.fusions": cfg["fusions"].split(),
+        "promptswitch_nb.stores": cfg["stores"].split(),
     },
     zip_safe=False,
 )

@@ -92,6 +92,26 @@ COMMANDS = {
         "train and evaluate mean pooling and Prompt Switch on moving shapes, print the table",
         f"{PACKAGE}.demo:main",
     ),
+    "index": Command(
+        "make the videos of a folder searchable: promptswitch index FOLDER --db videos.lance",
+        f"{PACKAGE}.asking:index",
+    ),
+    "search": Command(
+        'find moments in videos: promptswitch search "a dog jumps into a pool" --db videos.lance',
+        f"{PACKAGE}.asking:search",
+    ),
+    "serve": Command(
+        "search in a browser, and through a JSON API, on this machine",
+        f"{PACKAGE}.serve:main",
+    ),
+    "export": Command(
+        "cut a span out of a video as a file of its own",
+        f"{PACKAGE}.cutting:main",
+    ),
+    "encode": Command(
+        "turn the videos of a folder into vectors, in Parquet files",
+        f"{PACKAGE}.shards:main",
+    ),
 }
 
 

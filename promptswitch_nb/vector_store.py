@@ -246,7 +246,7 @@ def open_store(
 
 # %% ../nbs/08d_vector_store.ipynb #3bd32b1a
 SCORES = 2**26  # numbers in a block of scores, 256 MB
-COLUMNS = ("file", "number", "shot", "start", "end", "duration")
+COLUMNS = ("file", "number", "shot", "start", "end")
 
 
 class Rows(NamedTuple):
