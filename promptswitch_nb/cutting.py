@@ -163,7 +163,7 @@ def _frames_from(task, source, streams):
                 time = float(frame.pts * frame.time_base - zero)
                 yield time, time, packet.stream, frame
 
-
+# %% ../nbs/09a_cutting.ipynb #c9d449cb
 def _upright(frame, probe, film):
     """Make a frame for the new file: as it is shown, of even width and height."""
     H, W = probe.size

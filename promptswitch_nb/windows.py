@@ -295,11 +295,14 @@ class _Buffer:
         self.candidates -= set(numbers)
 
     def nearest(self, number, window):
-        """Find the kept frame of a window that is nearest to a number."""
+        """Find the kept frame that is nearest to a number, if possible in a window."""
         if number in self.frames:
             return number
-        kept = (other for other in self.frames if window.first <= other < window.last)
-        return min(kept, key=lambda other: abs(other - number))
+
+        def distance(other):
+            return not window.first <= other < window.last, abs(other - number)
+
+        return min(self.frames, key=distance)
 
 # %% ../nbs/08ba_windows.ipynb #b2ac1c3a
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32) / 255
@@ -361,7 +364,7 @@ def _expected_times(probe):
         times = ticks / ticks[-1] * times[-1]
     return [*times.tolist(), float(times[-1]) + usual]
 
-
+# %% ../nbs/08ba_windows.ipynb #e03f53e9
 class ClipReader(Iterator[Clip]):
     """Yield the clips of a video while it is decoded, once and in order."""
 

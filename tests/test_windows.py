@@ -256,6 +256,21 @@ def test_memory_is_bounded_and_frames_are_near(overlap, long_film, monkeypatch):
     assert len(buffer.wanted) < 1200 and len(reader._looks) < 60
 
 
+def test_irregular_times_are_foreseen(tmp_path, monkeypatch):
+    still = scene(1, 1, height=36, width=64).repeat(300, 0)
+    plain = write_video(tmp_path / "a.mkv", still, fps=10, options={"bf": "0"})
+    path = remux(plain, tmp_path / "b.mkv", lambda t: t + t * t // 20000)
+    with av.open(str(path)) as container:
+        stamps = [packet.pts for packet in container.demux(video=0) if packet.size]
+    times = (np.array(stamps) - stamps[0]) / 1000
+    monkeypatch.setattr(windows_room, "_BUDGET", 0)
+    reader = read_clips(path, SEEN)
+    for clip in reader:
+        first, last = clip.window[:2]
+        assert np.allclose(clip.times, times[SEEN.choose_frames(last - first) + first])
+    assert reader._buffer.stride > 4
+
+
 def test_a_clip_comes_when_its_window_is_complete(long_film):
     reader = read_clips(long_film[0], SEEN, Windowing(find_cuts=False))
     clip = next(reader)
