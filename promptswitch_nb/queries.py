@@ -54,25 +54,24 @@ def _fits(gaps):
     between = [gap is not None and bool(gap["then"] or gap["sign"]) for gap in found[1:-1]]
     return [first, *between, *([not gaps[-1].strip()] if len(gaps) > 1 else [])]
 
-# %% ../nbs/08e_queries.ipynb #bd84f4e8
+# %% ../nbs/08e_queries.ipynb #535c7be3
 _ENDS_IN_OPERATOR = re.compile(r"(?:.*\s)?(?:[+-]|THEN)\s*[+-]?\s*(?:[0-9.]+\s*:)?\s*", re.DOTALL)
 _BEGINS_WITH_OPERATOR = re.compile(r"\s+(?:[+-]|THEN\b).*|(?:[+-]|THEN)(?:\s.*)?", re.DOTALL)
 
 
 def _is_mistaken(text, quoted, gaps):
     """Tell a mistaken expression from a sentence; at least one gap does not fit."""
-    fits, last = _fits(gaps), len(quoted) - 1
+    fits = _fits(gaps)
     if text.strip().startswith('"') and '"' in gaps[0]:
         return True  # it is never closed
     if quoted and all(fit or not gap.strip() for fit, gap in zip(fits, gaps)):
         return True  # quoted terms with no operator between them
-    for n in range(len(quoted)):
-        left_end, right_end = n == 0 and fits[0], n == last and fits[-1]
-        left = left_end or fits[n] or bool(_ENDS_IN_OPERATOR.fullmatch(gaps[n]))
-        right = right_end or fits[n + 1] or bool(_BEGINS_WITH_OPERATOR.fullmatch(gaps[n + 1]))
-        if left and right and not (left_end and right_end):
-            return True
-    return False
+    left = [_ENDS_IN_OPERATOR.fullmatch(gap) for gap in gaps]
+    right = [_BEGINS_WITH_OPERATOR.fullmatch(gap) for gap in gaps]
+    return any(
+        (left[n] or n == 0 and fits[n]) and (right[n + 1] or fits[n + 1])
+        for n in range(len(quoted))
+    )
 
 # %% ../nbs/08e_queries.ipynb #26195ce2
 _AROUND = 40  # characters of the line that are shown on either side
@@ -350,7 +349,7 @@ def _file_term(name, weight, text, at):
         raise QueryError(str(error), text, at) from None
     return Term(weight, kind, path, span)
 
-# %% ../nbs/08e_queries.ipynb #2c416ee7
+# %% ../nbs/08e_queries.ipynb #a9581fc7
 def _weight(found, text, at):
     """Read sign and weight of a term."""
     weight = 1.0
@@ -368,7 +367,7 @@ def _quoted_term(quoted, found, text, files):
     """Make a term of what stands between quotation marks."""
     raw, at = quoted[1], quoted.start()
     weight = _weight(found, text, at)
-    bare = raw[1:] if re.match(r'\\[^"\\]', raw) else ""  # behind a backslash that escapes nothing
+    bare = raw[1:] if raw[:1] == "\\" else ""
     is_text = bool(_PATH.match(_unescape(bare)))
     value = _unescape(bare if is_text else raw)
     if not value.strip():
@@ -417,7 +416,7 @@ def parse_query(
         steps[-1].terms.append(_quoted_term(term, found, text, files))
     return Query(steps)
 
-# %% ../nbs/08e_queries.ipynb #6734f182
+# %% ../nbs/08e_queries.ipynb #4df96559
 def still_video(
     picture: np.ndarray,  # (H,W,3) uint8
     preprocess: Preprocess,  # how the model sees
@@ -428,7 +427,7 @@ def still_video(
 
 
 def _vector(term, model, device):
-    """Encode a term: (E,)."""
+    """Encode a term: (E,) of unit norm."""
     if term.kind == "text":
         return model.encode_text([term.value])[0]
     if term.kind == "image":
@@ -439,7 +438,7 @@ def _vector(term, model, device):
         frames = read_span(term.value, term.span, model.preprocess).frames
     return model.video_features(frames[None].to(device))["pooled"][0]
 
-# %% ../nbs/08e_queries.ipynb #d8f80808
+# %% ../nbs/08e_queries.ipynb #1cd5d195
 _NOTHING = 1e-3  # length of the sum, relative to its weights, that counts as zero
 
 
@@ -450,7 +449,7 @@ def embed(
     """Add up the vectors of an expression's terms, by weight."""
     device = next(model.parameters()).device
     with evaluating(model):
-        vectors = [unit(_vector(term, model, device)).float().cpu() for term in expression.terms]
+        vectors = [_vector(term, model, device).float().cpu() for term in expression.terms]
     weights = torch.tensor([term.weight for term in expression.terms], dtype=torch.float64)
     weights = (weights / weights.abs().max()).float()
     total = torch.stack([w * vector for w, vector in zip(weights, vectors)]).sum(0)

@@ -152,7 +152,9 @@ def test_files_are_found_by_quoted_path_by_bare_path_and_by_path(files):
         assert only(parse_query(query)) == part
     assert only(parse_query(f'"{files}/picture.png"')).kind == "image"
     assert only(parse_query("clip.mp4")).kind == "text"
-    assert parse_query(str(Query([Expression([part])]))) == Query([Expression([part])])
+    for term in (part, clip._replace(span=(0.5, math.inf), weight=-2.0)):
+        query = Query([Expression([term])])
+        assert parse_query(str(query)) == query
 
 
 def test_a_home_folder_is_meant_by_a_tilde(files, monkeypatch):
@@ -333,12 +335,13 @@ def test_any_query_is_read_back_from_print(seed):
 
 
 def test_a_query_becomes_a_vector_of_unit_norm(files):
-    model = small_model().train()
+    model = small_model(k=1).train()  # in training it draws a frame of each video
     line = '2:"a red ring" + "./picture.png" - 0.5:"./clip.mp4" + "./clip.mp4#t=0.5,1"'
     vector = embed(parse_query(line).steps[0], model)
     assert model.training
     assert (vector.shape, vector.dtype) == ((16,), torch.float32)
-    assert not vector.is_inference()
+    assert not (vector.is_inference() or vector.requires_grad)
+    assert torch.equal(vector, embed(parse_query(line).steps[0], model))
     assert vector.norm().item() == pytest.approx(1, abs=1e-6)
     model.eval()
     see = model.preprocess
@@ -353,7 +356,11 @@ def test_a_query_becomes_a_vector_of_unit_norm(files):
 
 def test_terms_that_cancel_out_are_refused(files):
     model = small_model()
-    for line in ('"a ring" - "a ring"', '2:"./picture.png" - 2:"./picture.png"'):
+    for line in (
+        '"a ring" - "a ring"',
+        '"a ring" - 1.0001:"a ring"',
+        '2:"./picture.png" - 2:"./picture.png"',
+    ):
         with pytest.raises(QueryError, match="cancel out"):
             embed(parse_query(line).steps[0], model)
 
