@@ -37,6 +37,18 @@ def test_is_a_smoothed_share_that_never_claims_more_than_n_texts_can(n, spread):
     assert np.allclose(confidence[far], share[far], atol=1e-4)
 
 
+def test_is_the_mean_of_logistic_steps():
+    calibration = Calibration.fit([0.1, 0.15, 0.3, 0.35], 10)
+    steps = [1 / (1 + np.exp(-(0.2 - b) / calibration.width)) for b in calibration.scores]
+    assert calibration.confidence(0.2) == pytest.approx(sum(steps) / 5)
+
+
+def test_an_empty_index_claims_nothing():
+    null = best_scores(unit(5, 16), unit(0, 16))
+    assert Calibration.fit(null, 0) == Calibration()
+    assert Calibration.fit([0.5], 0).confidence(0.9) == 0
+
+
 def test_width_shrinks_with_more_texts_and_ignores_outliers():
     drawn = np.random.default_rng(0).normal(0.3, 0.05, 3000)
     few, many = Calibration.fit(drawn[:30], 9).width, Calibration.fit(drawn, 9).width

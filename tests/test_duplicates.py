@@ -13,6 +13,7 @@ from promptswitch_nb.duplicates import SAME
 from promptswitch_nb.duplicates import Frames
 from promptswitch_nb.duplicates import Judge
 from promptswitch_nb.duplicates import Overlap
+from promptswitch_nb.duplicates import candidate_pairs
 from promptswitch_nb.duplicates import find_duplicates
 from promptswitch_nb.duplicates import fold
 from promptswitch_nb.duplicates import limit_of
@@ -88,6 +89,15 @@ def test_one_frame_does_not_match_many():
     once[2] = still[0]
     assert overlap(frames_at(still), frames_at(once), 0.95) is None
     assert overlap(frames_at(once), frames_at(still), 0.95) is None
+    dense = frames_at(path_of(1, 1).repeat(24, 1), step=0.25)  # five of these to one of the others
+    assert overlap(dense, frames_at(once), 0.95) is None
+    assert overlap(frames_at(once), dense, 0.95) is None
+
+
+def test_frames_that_are_not_evenly_spaced_meet():
+    vectors, jitter = path_of(1, 8), np.array([0.1, -0.2, 0.2, 0.0, -0.1, 0.2, -0.2, 0.1])
+    uneven = usable_frames(vectors, np.arange(8) + 0.5 + jitter, np.ones(8), (0, 8))
+    assert overlap(frames_at(vectors), uneven, 0.95).seconds == pytest.approx(8)
 
 
 def test_the_order_of_the_sampler_does_not_matter():
@@ -113,7 +123,18 @@ def test_limit_is_the_spread_of_the_lower_half():
     assert limit_of(np.tanh(drawn + 0.5), SAME) == pytest.approx(
         np.tanh(0.5 + SAME * 0.1), abs=0.01
     )
+    assert limit_of([0.1] * 19, SAME) == 1 - 1e-6  # too few to judge by
+    assert limit_of([0.1] * 20, SAME) == pytest.approx(0.1)
     assert limit_of(np.tanh(drawn), 3) < plain < limit_of(np.tanh(drawn), 9) < 1
+
+
+def test_windows_of_one_file_are_no_strangers():
+    vectors = path_of(1, 2).repeat_interleave(20, 0)  # two files of twenty windows, all alike
+    files = np.arange(40) // 20
+    frames = [frames_at(vector[None]) for vector in vectors]
+    cosine = float(vectors[0] @ vectors[-1])
+    judge = Judge.fit(vectors, files, frames.__getitem__)
+    assert (judge.windows, judge.frames) == pytest.approx((cosine, cosine), abs=1e-5)
 
 
 def test_merge_joins_what_goes_on_and_nothing_else():
@@ -122,6 +143,24 @@ def test_merge_joins_what_goes_on_and_nothing_else():
     assert merge([on, one], 1) == [Overlap(0, 20, 5, 25, 0.9)]
     assert merge([one, other_delay], 1) == [one, other_delay]
     assert merge([later, one], 1) == [one, later]
+
+
+def test_merge_drops_a_second_diagonal_beside_the_first():
+    one, beside, elsewhere = (
+        Overlap(0, 20, 0, 20, 0.9),
+        *(Overlap(5, 10, start, start + 5, 0.9) for start in (9, 29)),
+    )
+    assert merge([beside, one], 1) == [one]
+    assert merge([elsewhere, one], 1) == [one, elsewhere]
+
+
+@pytest.mark.parametrize("block", [4, 1000])
+def test_each_pair_of_different_files_comes_once_the_smaller_row_first(block):
+    files = np.arange(12) // 2
+    pairs = np.concatenate(list(candidate_pairs(path_of(1, 12), files, -1.0, block=block)))
+    expected = {(i, j) for i in range(12) for j in range(i + 1, 12) if files[i] != files[j]}
+    assert len(pairs) == len(expected)
+    assert {tuple(pair) for pair in pairs.tolist()} == expected
 
 
 def small_index() -> tuple:
