@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -90,19 +91,21 @@ TRANSFORMERS = '''
 """Stand in for the package transformers: a tokenizer of one id a word."""
 import json
 import pathlib
+import shutil
 import torch
 
 
 class AutoTokenizer:
-    def __init__(self, words):
-        self.words = words
+    def __init__(self, folder):
+        self.file = pathlib.Path(folder, "words.json")
+        self.words = json.loads(self.file.read_text())
 
     @classmethod
     def from_pretrained(cls, folder, cache_dir=None):
-        return cls(json.loads(pathlib.Path(folder, "words.json").read_text()))
+        return cls(folder)
 
     def save_pretrained(self, folder):
-        pathlib.Path(folder, "words.json").write_text(json.dumps(self.words))
+        shutil.copy(self.file, folder)  # as tokenizers do that are not of the fast kind
         pathlib.Path(folder, "more").mkdir()
 
     def __call__(self, texts, return_tensors, max_length, padding, truncation):
@@ -426,6 +429,12 @@ def test_weights_are_there_or_it_is_an_error(siglip, tmp_path):
         OpenClipMean.from_open_clip("hf-hub:nobody/nothing", pretrained="webli")
     with pytest.raises(ValueError, match="did you mean .*RN50"):
         built("RN51")
+
+
+def test_the_log_is_left_as_it_was(siglip):
+    before = logging.root.manager.disable
+    built(siglip)
+    assert logging.root.manager.disable == before
 
 
 def test_weights_of_another_activation_are_an_error(tmp_path, monkeypatch):

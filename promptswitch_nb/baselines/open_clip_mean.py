@@ -74,16 +74,14 @@ def build(
     name: str,  # as open_clip takes it: a name, hf-hub:REPOSITORY or local-dir:FOLDER
     pretrained: str | None = None,  # a tag of open_clip, or a file of weights
     *,
-    with_weights: bool,  # False: random weights
+    with_weights: bool,  # True: there must be some; False: it is known that there are none
 ) -> nn.Module:  # open_clip's model, on the processor
     """Let open_clip build a model, with its weights or an error."""
-    options = dict(load_weights=with_weights, require_pretrained=with_weights)
+    options = dict(require_pretrained=with_weights, pretrained_text=False)
     with _quiet(), warnings.catch_warnings():
         warnings.filterwarnings("error", "QuickGELU mismatch")
         try:
-            return open_clip.create_model(
-                name, pretrained=pretrained, pretrained_text=False, **options
-            )
+            return open_clip.create_model(name, pretrained=pretrained, **options)
         except Exception as error:
             hint = "connect to the network, or give a file of weights, or local-dir:FOLDER as name"
             if "QuickGELU" in str(error):
