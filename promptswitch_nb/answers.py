@@ -54,6 +54,7 @@ from .results import as_dict
 from .results import printable
 from .settings import ConfigError
 
+# %% ../nbs/09ad_answers.ipynb #61b521f6
 try:
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -130,7 +131,7 @@ class Forbidden(Exception):
 class TooLarge(Exception):
     """Say that an upload is too large (413)."""
 
-
+# %% ../nbs/09ad_answers.ipynb #6c470517
 _NAMES_FILE = re.compile(r'"[\s\\]*(?:\.|/|~|\\|[A-Za-z]:)')
 
 

@@ -117,7 +117,7 @@ def refusal(
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return JSONResponse({"error": text}, status, named)
 
-
+# %% ../nbs/09ab_guard.ipynb #a7c6b8e3
 class Guard:
     """Let only those requests reach an application that may, and make its answers strict."""
 

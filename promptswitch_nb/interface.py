@@ -247,7 +247,7 @@ def _parameters(call: Call) -> list[dict]:
         )
     return described
 
-
+# %% ../nbs/09ac_interface.ipynb #d3ebbd80
 def _content(kind: str) -> dict:
     """Describe what an answer carries."""
     if kind in SCHEMAS:
@@ -269,7 +269,7 @@ def _responses(call: Call) -> dict:
         wrong["400"]["content"] |= {"text/plain": {}}
     return right | wrong
 
-
+# %% ../nbs/09ac_interface.ipynb #1d407945
 def openapi() -> dict:  # a document of OpenAPI 3.1
     """Describe all calls, for programs."""
     paths = {}

