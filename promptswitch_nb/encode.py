@@ -7,7 +7,7 @@ __all__ = ['DEFAULT_CLIP', 'SIZE_OF_DEFAULT', 'SCHEME', 'READER', 'Event', 'find
            'fingerprint', 'find_model', 'pack_features', 'unpack_features', 'FileEnd', 'FileClip', 'read_file',
            'events_of', 'Step', 'encode_files']
 
-# %% ../nbs/08c_encode.ipynb #7adb960e
+# %% ../nbs/08c_encode.ipynb #1d8a88d0
 import hashlib
 import json
 import os
@@ -18,6 +18,7 @@ from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,6 @@ from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset
 from torch.utils.data import get_worker_info
 
-from . import __version__
 from .annotations import DataError
 from .frames import Preprocess
 from .gallery import HALF
@@ -129,9 +129,9 @@ def find_model(
         )
     return model.to(device).eval()
 
-# %% ../nbs/08c_encode.ipynb #29a83539
+# %% ../nbs/08c_encode.ipynb #0426d99e
 SCHEME = 1  # of the rows; rows of an older scheme are made anew
-READER = f"promptswitch_nb {__version__}, PyAV {av.__version__}"
+READER = f"promptswitch_nb {version('promptswitch_nb')}, PyAV {av.__version__}"
 
 
 def pack_features(

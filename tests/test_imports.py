@@ -61,6 +61,10 @@ ROOMS = [
     "demo",
     "reproduce",
     "cli",
+    *("windows", "rows", "encode", "shards", "vector_store", "lance_store", "milvus"),
+    *("queries", "moments", "confidence", "duplicates", "indexing", "results", "finding"),
+    *("catalogue", "search", "cutting", "playing", "guard", "interface", "answers", "serve"),
+    "asking",
     "efficiency",
     "ablations",
     "mteb",
@@ -74,10 +78,15 @@ SHARED = {f"{PACKAGE}.baselines.shared", f"{PACKAGE}.baselines.words"}
 # These start something; no other room imports them.
 ENDS = {
     *("train", "evaluate", "studies", "demo", "reproduce", "cli"),
-    *("efficiency", "ablations", "mteb"),
+    *("efficiency", "ablations", "mteb", "serve", "asking"),
 }
-NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml"}  # distribution -> module, if different
-EXTRAS = {"mteb": "mteb_requirements"}  # room -> what it may import besides, a key of settings.ini
+NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml", "pillow": "PIL"}  # if different
+# Rooms that may import more, and which keys of settings.ini say what.
+SEARCH = ["rows", "encode", "shards", "vector_store", "lance_store", "milvus", "indexing"]
+SEARCH += ["guard", "answers", "serve"]
+EXTRAS = {"mteb": ["mteb_requirements"]} | {room: ["search_requirements"] for room in SEARCH}
+EXTRAS["milvus"] = ["search_requirements", "milvus_requirements"]
+EXTRAS["shards"] = ["search_requirements", "ray_requirements"]
 
 
 def modules() -> list[Path]:
@@ -141,7 +150,7 @@ def test_a_room_imports_only_rooms_above_it(path):
 def test_imports_of_others_are_declared(path):
     config = ConfigParser()
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    keys = ["requirements", *(key for room, key in EXTRAS.items() if room == room_of(path))]
+    keys = ["requirements", *EXTRAS.get(room_of(path), [])]
     requirements = [name for key in keys for name in config["DEFAULT"][key].split()]
     names = [re.match(r"[\w-]+", requirement)[0] for requirement in requirements]
     declared = {NAMES.get(name, name) for name in names} | {PACKAGE} | set(sys.stdlib_module_names)
@@ -158,6 +167,7 @@ PROMISED = """
     model: PromptSwitch load_model get_model_class
     losses: contrastive caption frequent_word_weights
     metrics: retrieval_metrics
+    search: VideoIndex
 """
 
 
