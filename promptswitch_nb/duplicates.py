@@ -112,7 +112,7 @@ class Judge:
         ]
         return cls(limit_of(alike, WORTH), limit_of(torch.cat([*seen, torch.zeros(0)]), SAME))
 
-# %% ../nbs/08h_duplicates.ipynb #bde40e64
+# %% ../nbs/08h_duplicates.ipynb #0639ba91
 ROW = 3  # frames in a row that make a copy
 
 
@@ -145,7 +145,7 @@ def _rows(is_like):
     """Find the unbroken rows of True: (first, behind the last) of each."""
     return np.flatnonzero(np.diff(np.r_[False, is_like, False])).reshape(-1, 2)
 
-
+# %% ../nbs/08h_duplicates.ipynb #0f6394ec
 def overlap(
     first: Frames,
     second: Frames,
