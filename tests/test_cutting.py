@@ -178,7 +178,7 @@ def test_the_source_is_never_overwritten(tmp_path):
     assert source.read_bytes() == content
 
 
-def test_an_old_part_stays_when_the_new_one_fails(tmp_path, monkeypatch):
+def test_an_old_part_stays_when_the_new_one_fails(tmp_path):
     source = write_video(tmp_path / "a.mp4", bar(20), fps=10)
     out = cut(source, 0, 1, tmp_path / "b.mp4").path
     content = out.read_bytes()
@@ -188,7 +188,12 @@ def test_an_old_part_stays_when_the_new_one_fails(tmp_path, monkeypatch):
     with pytest.raises(VideoError):
         cut(tmp_path / "noise.mp4", 0, 1, out)
     assert out.read_bytes() == content
-    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "b.mp4", "noise.mp4"}
+    (tmp_path / "b.webm").write_bytes(content)
+    with pytest.raises(ValueError, match="a .webm file cannot hold h264"):
+        cut(source, 0, 1, tmp_path / "b.webm")
+    assert (tmp_path / "b.webm").read_bytes() == content
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"a.mp4", "b.mp4", "b.webm", "noise.mp4"}
 
 
 @pytest.mark.skipif(not DATA, reason="PROMPTSWITCH_TEST_DATA is not set")
