@@ -179,20 +179,21 @@ def film(side: int | None = None) -> np.ndarray:
 
 
 def theirs(name: str, frames: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Show frames to open_clip's model in open_clip's way: its input, and unit vectors (F,E)."""
+    """Show frames to open_clip's model in open_clip's way: its input, and vectors (F,E)."""
     model = open_clip.create_model(name).eval()
     transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     pictures = torch.stack([transform(Image.fromarray(frame)) for frame in frames])
     with torch.no_grad():
-        vectors = torch.stack([model.encode_image(picture[None])[0] for picture in pictures])
-    return pictures, vectors / vectors.norm(dim=-1, keepdim=True)
+        vectors = [model.encode_image(picture[None], normalize=False)[0] for picture in pictures]
+    return pictures, torch.stack(vectors)
 
 
 @torch.no_grad()
 def test_frames_are_seen_and_encoded_as_open_clip_does(named):
     model = built(named)
     for frames in (film(model.clip.image_size), film()):
-        pictures, vectors = theirs(named, frames)
+        pictures, raw = theirs(named, frames)
+        vectors = raw / raw.norm(dim=-1, keepdim=True)
         seen = model.preprocess.to_input(frames)
         apart = (seen - pictures).abs() * torch.tensor(model.clip.view["std"]).view(3, 1, 1) * 255
         exact = frames.shape[1] == frames.shape[2]
@@ -206,6 +207,7 @@ def test_frames_are_seen_and_encoded_as_open_clip_does(named):
     mean = vectors.mean(0) / vectors.mean(0).norm()
     video = model.video_features(pictures[None])
     torch.testing.assert_close(video["pooled"][0], mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(video["frames"][0], raw, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(model.encode_video(pictures[None])[0], mean, atol=1e-5, rtol=0)
     mask = torch.tensor([[True] * 5 + [False] * 7])
     short = model.video_features(pictures[None], mask)["pooled"][0]
@@ -223,6 +225,8 @@ def test_texts_are_read_and_encoded_as_open_clip_does(named):
     vectors = whole.encode_text(ids, normalize=True)
     torch.testing.assert_close(model.encode_text(TEXTS), vectors, atol=1e-5, rtol=0)
     torch.testing.assert_close(model.encode_text(TEXTS[1]), vectors[1:2], atol=1e-5, rtol=0)
+    raw, sentence = whole.encode_text(ids, normalize=False), model.text_features(ids)["sentence"]
+    torch.testing.assert_close(sentence, raw, atol=1e-5, rtol=1e-4)
     for batch_size in (1, 3, 256):
         found = encode_texts(model, TEXTS, batch_size=batch_size)["pooled"]
         torch.testing.assert_close(found, vectors, atol=1e-5, rtol=0)
@@ -343,6 +347,7 @@ def test_it_is_trained_by_the_command(start, few_shapes, tmp_path):
     if start == "tiny":
         assert {"ring", "square"} < {*model.clip.tokenizer.words}
         assert model.preprocess.interpolation == "bicubic"
+        assert model.clip.model.visual.positional_embedding.std() > 0.3  # learns places at once
     else:
         assert model.preprocess.interpolation == "bilinear"
         old, new = built(name).state_dict(), model.state_dict()
@@ -432,9 +437,12 @@ def test_weights_are_there_or_it_is_an_error(siglip, tmp_path):
 
 
 def test_the_log_is_left_as_it_was(siglip):
-    before = logging.root.manager.disable
-    built(siglip)
-    assert logging.root.manager.disable == before
+    logging.disable(logging.DEBUG)
+    try:
+        built(siglip)
+        assert logging.root.manager.disable == logging.DEBUG
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def test_weights_of_another_activation_are_an_error(tmp_path, monkeypatch):
