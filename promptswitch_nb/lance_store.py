@@ -38,7 +38,7 @@ except ImportError as error:
     _INSTALL = "this store needs LanceDB: pip install 'promptswitch_nb[search]'"
     raise ImportError(_INSTALL) from error
 
-# %% ../nbs/08da_lance.ipynb #af38511d
+# %% ../nbs/08da_lance.ipynb #c249274d
 @STORES.register("az")
 @STORES.register("gs")
 @STORES.register("s3")
@@ -81,7 +81,7 @@ class LanceStore(Store):
                 "to one process"
             )
 
-
+# %% ../nbs/08da_lance.ipynb #976ef0c3
 def _check_folder(path: str, create: bool) -> None:
     """Refuse a path at which there is something else."""
     try:
@@ -145,7 +145,7 @@ def _table(self: LanceStore, table: str):
         self._tables[table] = handle
     return handle
 
-# %% ../nbs/08da_lance.ipynb #3c747ed8
+# %% ../nbs/08da_lance.ipynb #75e3ce4a
 def _where(ids: Iterable[str]) -> str:
     """Write the condition that a row has one of these ids."""
     return "id IN ({})".format(",".join("'" + name.replace("'", "''") + "'" for name in ids))
@@ -195,7 +195,7 @@ def _delete(self: LanceStore, table: str, ids: list[str]) -> None:
         handle = self._table(table)
         _insist(lambda: handle.delete(_where(ids)))
 
-
+# %% ../nbs/08da_lance.ipynb #3bc3474d
 @patch
 def _batches(self: LanceStore, table: str, columns: list[str], ids: list[str] | None) -> Iterator:
     """Give batches of a table that is there: all rows, or those of at most `PIECE` ids."""

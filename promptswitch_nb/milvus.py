@@ -150,7 +150,7 @@ class MilvusStore(Store):
         options = dict(schema=made, index_params=index, consistency_level="Strong")
         self._client.create_collection(self._collection(table), **options)
 
-# %% ../nbs/08db_milvus.ipynb #cd771ae7
+# %% ../nbs/08db_milvus.ipynb #fb9fb084
 @patch
 def _write(self: MilvusStore, table: str, rows: pa.Table) -> None:
     """Put rows in the place of those of the same ids, all or none up to 32 MB."""
@@ -185,7 +185,7 @@ def _delete(self: MilvusStore, table: str, ids: list[str]) -> None:
         self._client.delete(self._collection(table), filter=f"id in {json.dumps(ids)}")
     self._mark()
 
-
+# %% ../nbs/08db_milvus.ipynb #af09525c
 @patch
 def _batches(
     self: MilvusStore, table: str, columns: list[str], ids: list[str] | None

@@ -244,7 +244,7 @@ def open_store(
         raise StoreError(f"{uri} cannot be opened: {error}") from error
     return engine(uri, create)
 
-# %% ../nbs/08d_vector_store.ipynb #3bd32b1a
+# %% ../nbs/08d_vector_store.ipynb #55fcbb04
 SCORES = 2**26  # numbers in a block of scores, 256 MB
 COLUMNS = ("file", "number", "shot", "start", "end")
 
@@ -257,7 +257,7 @@ class Rows(NamedTuple):
     columns: dict[str, np.ndarray]  # name -> (N,)
     vectors: Tensor  # (N,E)
 
-
+# %% ../nbs/08d_vector_store.ipynb #e58e0569
 class Gallery:
     """Find the nearest windows of a store by comparing with all of them."""
 
@@ -286,28 +286,30 @@ class Gallery:
         """Give the vectors."""
         return self._rows.vectors
 
-    def _load(self, ids: list[str] | None = None) -> Rows:
-        """Read windows: all, or some."""
-        size = self.store.count("windows") if ids is None else len(ids)
-        names, sums, vectors, filled = [], [], None, 0
-        columns = {name: [] for name in self._names}
-        asked = ["id", "vector", CHECKSUMS, *self._names]
-        for batch in self.store.batches("windows", asked, ids):
-            part = torch.from_numpy(matrix(batch["vector"]).copy())
-            if vectors is None:
-                vectors = torch.empty(size, part.shape[1], dtype=self.dtype)
-            if filled + len(part) > len(vectors):  # somebody writes meanwhile
-                vectors = torch.cat([vectors, vectors.new_empty(part.shape)])
-            vectors[filled : filled + len(part)] = part
-            filled += len(part)
-            names += batch["id"].to_pylist()
-            sums += [row.tobytes() for row in matrix(batch[CHECKSUMS])]
-            for name, values in columns.items():
-                values.append(batch[name].to_numpy(zero_copy_only=False))
+# %% ../nbs/08d_vector_store.ipynb #59da1d2d
+@patch
+def _load(self: Gallery, ids: list[str] | None = None) -> Rows:
+    """Read windows: all, or some."""
+    size = self.store.count("windows") if ids is None else len(ids)
+    names, sums, vectors, filled = [], [], None, 0
+    columns = {name: [] for name in self._names}
+    asked = ["id", "vector", CHECKSUMS, *self._names]
+    for batch in self.store.batches("windows", asked, ids):
+        part = torch.from_numpy(matrix(batch["vector"]).copy())
         if vectors is None:
-            vectors = torch.empty(0, 0, dtype=self.dtype)
-        joined = {name: np.concatenate(parts or [[]]) for name, parts in columns.items()}
-        return Rows(names, sums, joined, vectors[:filled])
+            vectors = torch.empty(size, part.shape[1], dtype=self.dtype)
+        if filled + len(part) > len(vectors):  # somebody writes meanwhile
+            vectors = torch.cat([vectors, vectors.new_empty(part.shape)])
+        vectors[filled : filled + len(part)] = part
+        filled += len(part)
+        names += batch["id"].to_pylist()
+        sums += [row.tobytes() for row in matrix(batch[CHECKSUMS])]
+        for name, values in columns.items():
+            values.append(batch[name].to_numpy(zero_copy_only=False))
+    if vectors is None:
+        vectors = torch.empty(0, 0, dtype=self.dtype)
+    joined = {name: np.concatenate(parts or [[]]) for name, parts in columns.items()}
+    return Rows(names, sums, joined, vectors[:filled])
 
 # %% ../nbs/08d_vector_store.ipynb #5122a890
 @patch
