@@ -58,6 +58,7 @@ setup(
         "mteb": cfg["mteb_requirements"].split(),
         "search": cfg["search_requirements"].split(),
         "milvus": cfg["milvus_requirements"].split(),
+        "siglip": cfg["siglip_requirements"].split(),
         "ray": cfg["ray_requirements"].split(),
     },
     entry_points={

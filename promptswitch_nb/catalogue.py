@@ -43,7 +43,7 @@ from .vector_store import Store
 from .vector_store import open_store
 from .windows import Windowing
 
-# %% ../nbs/08l_catalogue.ipynb #3a4216d6
+# %% ../nbs/08l_catalogue.ipynb #76e0d03c
 @dataclass
 class Found:
     """Hold windows that were found, best first, as columns."""
@@ -55,6 +55,9 @@ class Found:
     ends: np.ndarray  # (n,) s
     scores: np.ndarray  # (n,)
     vectors: Tensor  # (n,E)
+
+# %% ../nbs/08l_catalogue.ipynb #abac95d1
+EXACT_UP_TO = 1_000_000  # windows; more are searched by the store's own index
 
 
 class VideoIndex:
@@ -104,9 +107,6 @@ class VideoIndex:
             if name not in self._kept:
                 self._kept[name] = make()
             return self._kept[name]
-
-
-EXACT_UP_TO = 1_000_000  # windows; more are searched by the store's own index
 
 # %% ../nbs/08l_catalogue.ipynb #99766b06
 @patch(cls_method=True)

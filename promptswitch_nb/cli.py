@@ -106,7 +106,7 @@ COMMANDS = {
     ),
     "export": Command(
         "cut a span out of a video as a file of its own",
-        f"{PACKAGE}.cutting:main",
+        f"{PACKAGE}.asking:export",
     ),
     "encode": Command(
         "turn the videos of a folder into vectors, in Parquet files",
@@ -114,7 +114,7 @@ COMMANDS = {
     ),
 }
 
-
+# %% ../nbs/08b_cli.ipynb #d9a101f1
 def main(
     argv: list[str] | None = None,  # arguments after the program's name; None: those of the shell
 ) -> int:  # exit code

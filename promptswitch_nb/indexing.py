@@ -6,7 +6,7 @@
 __all__ = ['IndexMismatch', 'read_record', 'write_record', 'check_model', 'Plan', 'plan_index', 'Estimate', 'estimate_work',
            'Report', 'Writer', 'drop_unowned', 'index_folder', 'shards_record', 'index_shards', 'Progress']
 
-# %% ../nbs/08i_indexing.ipynb #e71d7901
+# %% ../nbs/08i_indexing.ipynb #dfa6c2c5
 import json
 import os
 import time
@@ -123,7 +123,7 @@ def _is_whole(row: dict) -> bool:
     """Tell whether all windows of a file are in the store, in the scheme of today."""
     return row["scheme"] == SCHEME and not row["reason"]
 
-# %% ../nbs/08i_indexing.ipynb #75f2f741
+# %% ../nbs/08i_indexing.ipynb #2388d3cf
 class Estimate(NamedTuple):
     """Say what indexing will take."""
 
@@ -140,7 +140,7 @@ class Estimate(NamedTuple):
             f"{_clock(self.work)} hours of encoding, and decoding beside it"
         )
 
-
+# %% ../nbs/08i_indexing.ipynb #e5e1e6dc
 def estimate_work(
     model: VideoCLIP,
     paths: list[bytes],

@@ -192,7 +192,7 @@ def _ordered(self: VideoIndex, steps: Tensor, allowed: np.ndarray) -> list[Place
         )
     return sorted(found, key=lambda place: -place.score)
 
-# %% ../nbs/09_search.ipynb #b8fd4b89
+# %% ../nbs/09_search.ipynb #7fa4f3a8
 @patch
 def _hits(
     self: VideoIndex,
@@ -248,7 +248,7 @@ def _hits(
         )
     return hits
 
-
+# %% ../nbs/09_search.ipynb #c987d5db
 @patch
 def _path(self: VideoIndex, file: str) -> Path:
     """Give the first path of a content."""
