@@ -96,7 +96,7 @@ def index(
     print(report)
     return 0
 
-# %% ../nbs/09c_asking.ipynb #4d56d64c
+# %% ../nbs/09c_asking.ipynb #fcc7da6e
 @settings
 class SearchConfig(_Model):
     """Find moments in videos, with words, files, or sums of them."""
@@ -122,6 +122,12 @@ _ASKED = ("k", "per_video", "dedupe", "min_confidence", "rerank", "path", "after
 _ASKED += ("min_duration", "max_duration", "min_shot", "max_shot")
 
 
+def _asked(query: str) -> str | Path:
+    """Take the name of a file, perhaps with a span, for a file; a shell has stripped its quotes."""
+    base = query.rpartition("#t=")[0]
+    return Path(query) if os.path.isfile(query) or os.path.isfile(base) else query
+
+
 def search(
     argv: list[str],
 ) -> int:  # exit code: 1 where nothing was found
@@ -130,7 +136,7 @@ def search(
     if config.min_confidence >= 1:
         raise ConfigError("min_confidence is 1: nothing is that sure, choose less.")
     held = config.open_index(create=False)
-    hits = held.search(config.query, **{name: getattr(config, name) for name in _ASKED})
+    hits = held.search(_asked(config.query), **{name: getattr(config, name) for name in _ASKED})
     if config.html:
         write_text(config.html, as_page(hits, config.query))
     if config.json:
