@@ -108,7 +108,7 @@ class VideoIndex:
                 self._kept[name] = make()
             return self._kept[name]
 
-# %% ../nbs/08l_catalogue.ipynb #99766b06
+# %% ../nbs/08l_catalogue.ipynb #b0bfc691
 @patch(cls_method=True)
 def open(
     cls: VideoIndex,
@@ -137,7 +137,7 @@ def open(
         source = dict(name=name, clip=clip, pretrained=pretrained)
     return cls(store, partial(find_model, **source, device=device), source=source)
 
-
+# %% ../nbs/08l_catalogue.ipynb #9446388c
 @patch
 def add(
     self: VideoIndex,
@@ -247,7 +247,7 @@ def _usual(self: VideoIndex, vector: Tensor) -> float:
     """Tell the mean score of a query over the index."""
     return float(self._once("mean", lambda: self._sample()[0].mean(0)) @ vector)
 
-# %% ../nbs/08l_catalogue.ipynb #68279b2f
+# %% ../nbs/08l_catalogue.ipynb #15d04fa7
 SAMPLE = 1000  # windows that stand for an index
 
 
@@ -276,7 +276,7 @@ def _matrix(column) -> Tensor:
     """Make a matrix of a column of vectors."""
     return torch.tensor(np.stack(column.to_numpy()))
 
-
+# %% ../nbs/08l_catalogue.ipynb #03a4a50c
 @patch
 def calibrate(
     self: VideoIndex,

@@ -7,7 +7,7 @@ __all__ = ['DEFAULT_CLIP', 'SIZE_OF_DEFAULT', 'SCHEME', 'READER', 'Event', 'find
            'fingerprint', 'find_model', 'pack_features', 'unpack_features', 'FileEnd', 'FileClip', 'read_file',
            'events_of', 'Step', 'encode_files']
 
-# %% ../nbs/08c_encode.ipynb #1d8a88d0
+# %% ../nbs/08c_encode.ipynb #c129ac63
 import hashlib
 import json
 import os

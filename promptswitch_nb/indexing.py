@@ -6,7 +6,7 @@
 __all__ = ['IndexMismatch', 'read_record', 'write_record', 'check_model', 'Plan', 'plan_index', 'Estimate', 'estimate_work',
            'Report', 'Writer', 'drop_unowned', 'index_folder', 'shards_record', 'index_shards', 'Progress']
 
-# %% ../nbs/08i_indexing.ipynb #dfa6c2c5
+# %% ../nbs/08i_indexing.ipynb #8779b96f
 import json
 import os
 import time
@@ -278,7 +278,7 @@ def drop_unowned(
         store.delete("windows", ids)
     return len(ids)
 
-# %% ../nbs/08i_indexing.ipynb #f43d6a92
+# %% ../nbs/08i_indexing.ipynb #29fef12a
 def index_folder(
     store: Store,
     model: VideoCLIP,
@@ -322,7 +322,7 @@ def index_folder(
     writer.report.unchanged, writer.report.removed = plan.unchanged, len(plan.gone)
     return writer.report
 
-
+# %% ../nbs/08i_indexing.ipynb #60aab5e7
 def _check_windowing(about: dict, windowing: Windowing) -> None:
     """Refuse to cut the videos of one index in two ways."""
     theirs = Windowing(**about.get("windowing", vars(windowing)))

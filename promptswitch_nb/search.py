@@ -254,7 +254,7 @@ def _path(self: VideoIndex, file: str) -> Path:
     """Give the first path of a content."""
     return Path(os.fsdecode(self.files[file].paths[0]))
 
-# %% ../nbs/09_search.ipynb #004769ff
+# %% ../nbs/09_search.ipynb #544a29bc
 @patch
 def _frames(self: VideoIndex, spans: list[Place]) -> list[Frames | None]:
     """Read the frames of spans; None where they were not stored."""
@@ -290,7 +290,7 @@ def _folded(self: VideoIndex, spans: list[Place], frames: list[Frames | None]) -
     found += [Fold(i, []) for i in range(len(spans)) if frames[i] is None]
     return sorted(found, key=lambda f: f.hit)
 
-
+# %% ../nbs/09_search.ipynb #2aa91d00
 @patch
 def _strangers(self: VideoIndex) -> tuple[Judge, Tensor]:
     """Learn from the sample what tells copies from strangers, and what the mean frame is."""

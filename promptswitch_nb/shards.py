@@ -90,7 +90,7 @@ def file_row(
     known = dict(id=path_id(end.path), scheme=SCHEME, reader=READER)
     return asdict(end) | known | dict(file="" if end.reason else end.file)
 
-# %% ../nbs/08ca_shards.ipynb #d132c3a5
+# %% ../nbs/08ca_shards.ipynb #853f3418
 def encode_shard(
     shard: Shard,
 ) -> dict:  # "out", "files", "windows", "skipped" (path, reason)
