@@ -81,6 +81,20 @@ def test_filters_choose_videos(index, videos):
     assert index.search("a red square", max_shot=0.5) == []
 
 
+def test_a_video_finds_itself_whatever_its_length(index, videos, tmp_path):
+    """A file of many windows is asked with all of them, under any name, in the index or not."""
+    for name in ("8.mp4", "9.mp4", "trip/2.mp4"):
+        hit = index.search(videos / name, 1)[0]
+        assert hit.path == videos / name
+        assert hit.score == pytest.approx(1, abs=1e-4)
+    same = shutil.copy(videos / "8.mp4", tmp_path / "same.mp4")
+    assert index.search(Path(same), 1)[0].path == videos / "8.mp4"
+    with open(same, "ab") as file:
+        file.write(b"another content")
+    other = index.search(Path(same), 1)[0]
+    assert (other.path, other.score) == (videos / "8.mp4", pytest.approx(1, abs=1e-4))
+
+
 def test_order_needs_one_video_and_the_right_sequence(index):
     """THEN finds two windows of one video, the first before the second."""
     hits = index.search('"a red square" THEN "a blue ring"', 5)
