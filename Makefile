@@ -33,7 +33,7 @@ test: install
 test-page: install
 	@for name in chromium chromium-browser google-chrome; do command -v $$name && break; done >/dev/null \
 	  || $(MAKE) --no-print-directory chromium
-	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_page.py
+	@TEST_PAGE=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_page.py
 
 chromium:
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \

@@ -1,5 +1,6 @@
 """What several tests need: a tiny model to start from, and a tiny data tree."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,14 @@ from promptswitch_nb.datasets import write_example
 from promptswitch_nb.model import PromptSwitch
 from promptswitch_nb.model import make_system
 from promptswitch_nb.shapes import make_shapes
+
+
+@pytest.fixture(autouse=True)
+def ordinary_priority() -> None:
+    """Undo a real-time priority that a library took: what a test starts would inherit it."""
+    if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
 
 pytest.register_assert_rewrite("golden", "golden_systems")
 WORDS = [

@@ -25,6 +25,7 @@ NAMED = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMED)), None)
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: make test-page installs it"),
+    pytest.mark.skipif("TEST_PAGE" not in os.environ, reason="runs by `make test-page`"),
     pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8"),
 ]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]

@@ -77,6 +77,7 @@ def test_filters_choose_videos(index, videos):
     long = index.search("a red square", 20, min_duration=3, per_video=True)
     assert {hit.path.name for hit in long} == {"8.mp4", "9.mp4"}
     assert index.search("a red square", after="2999-01-01") == []
+    assert len(index.search("a red square", after="2001-01-01")) == 10
     assert len(index.search("a red square", 20, before="2999-01-01", per_video=True)) >= 8
     assert index.search("a red square", max_shot=0.5) == []
 
