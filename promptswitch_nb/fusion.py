@@ -11,6 +11,7 @@ __all__ = ['fusions', 'pool_frames', 'mean_pooling', 'attention_pooling', 'top_k
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -367,7 +368,8 @@ def similarity_in_blocks(
         return fusion(text, video)
     Q, N = len(text["pooled"]), len(video["pooled"])
     result = text["pooled"].new_empty(Q, N)
-    weights = next(fusion.parameters(), result)  # a fusion without weights computes where they lie
+    own = chain(fusion.parameters(), fusion.buffers())
+    weights = next(own, result)  # a fusion without weights computes where the features lie
     floats = memory_mb * 1e6 / max(4, result.element_size())
     rows = fusion.floats_per_row(text), fusion.floats_per_row(video)
     q, n = _block_shape(Q, N, fusion.floats_per_pair(text, video), *rows, floats)
