@@ -30,16 +30,17 @@ demo: install
 test: install
 	@$(BIN)/python scripts/test.py
 
-test-page: install
-	@for name in chromium chromium-browser google-chrome; do command -v $$name && break; done >/dev/null \
-	  || $(MAKE) --no-print-directory chromium
-	@TEST_PAGE=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_page.py
+test-page: install chromium
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_page.py
 
+CHROMIUM = $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
 chromium:
+ifeq ($(CHROMIUM),)
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  echo "Installing Chromium, a browser, for the tests of the page."; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
 	else echo "The tests of the page need Chromium: install it (such as: sudo apt install chromium)."; exit 1; fi
+endif
 
 prepare: install
 	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,12 @@ from promptswitch_nb.shapes import make_shapes
 
 
 @pytest.fixture(autouse=True)
-def ordinary_priority() -> None:
-    """Undo a real-time priority that a library took: what a test starts would inherit it."""
+def ordinary_priority() -> Iterator[None]:
+    """Undo the real-time priority that SVT-AV1, an encoder, takes for root's whole process.
+
+    What a later test starts, such as a browser, would inherit it and keep all others waiting.
+    """
+    yield
     if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 

@@ -25,7 +25,6 @@ NAMED = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMED)), None)
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: make test-page installs it"),
-    pytest.mark.skipif("TEST_PAGE" not in os.environ, reason="runs by `make test-page`"),
     pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8"),
 ]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -78,6 +77,7 @@ def index(tmp_path_factory) -> Lights:
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
     """Start Chromium."""
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER, "see ordinary_priority in conftest.py"
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
