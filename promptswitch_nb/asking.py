@@ -9,6 +9,7 @@ __all__ = ['IndexConfig', 'index', 'SearchConfig', 'search', 'ExportConfig', 'ex
 import json
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import NonNegativeInt
 from pydantic import PositiveInt
@@ -16,6 +17,7 @@ from pydantic import PositiveInt
 from .confidence import read_texts
 from .cutting import cut
 from .encode import DEFAULT_CLIP
+from .encode import spare_cores
 from .files import write_text
 from .indexing import read_record
 from .queries import parse_query
@@ -41,7 +43,7 @@ class _Model(Settings):
     model: str | None = None  # a trained model's folder, a repository of the hub, or a system
     clip: str = DEFAULT_CLIP[0]  # of a system: an architecture of open_clip
     pretrained: str = DEFAULT_CLIP[1]  # of a system: weights; "": random
-    device: str = "cpu"  # where the model runs: cpu or cuda
+    device: Literal["cuda", "cpu"] | None = None  # where it runs; None: a GPU if there is one
 
     def open_index(self, *, create: bool) -> VideoIndex:
         """Open the index; the model is loaded when it is needed."""
@@ -56,7 +58,7 @@ class IndexConfig(_Model):
     folder: str = required()  # searched with its subfolders; or one video file
     window: AtLeast0 | None = None  # seconds of a window, 10 for a new index; 0: whole videos
     overlap: Share | None = None  # share of a window that the next one repeats, 0.5
-    workers: NonNegativeInt = 0  # processes that decode; 0: none but this one
+    workers: NonNegativeInt | None = None  # processes that decode; None: a core each but one
     batch_size: PositiveInt = 16  # windows encoded at a time
     frame_vectors: bool = True  # keep them, for moments, copies and reasons
     precision: str = "fp32"  # fp32, bf16 or fp16
@@ -85,7 +87,7 @@ def index(
         report = held.add(
             config.folder,
             windowing=_windowing(config, read_record(held.store)),
-            workers=config.workers,
+            workers=spare_cores(config.workers),
             batch_size=config.batch_size,
             frame_vectors=config.frame_vectors,
             precision=config.precision,

@@ -118,7 +118,7 @@ def open(
     clip: str = DEFAULT_CLIP[0],  # of a system that is named: an architecture of open_clip
     pretrained: str = DEFAULT_CLIP[1],  # of a system that is named: weights
     create: bool = True,  # make the index where there is none
-    device: str = "cpu",
+    device: str | None = None,  # cuda or cpu; None: a GPU if there is one
 ) -> VideoIndex:
     """Open an index, or make an empty one; refuse a model that did not make it."""
     store = open_store(str(db), create=create)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAT', 'SAME', 'WORTH', 'FEWEST', 'ROW', 'Frames', 'usable_frames', 'join_frames', 'limit_of', 'Judge', 'Overlap',
-           'overlap', 'merge', 'candidate_pairs', 'Copy', 'find_duplicates', 'Fold', 'fold']
+           'overlap', 'merge', 'candidate_pairs', 'CopiedSpan', 'find_duplicates', 'Fold', 'fold']
 
 # %% ../nbs/08h_duplicates.ipynb #95c5fc8b
 from collections import defaultdict
@@ -232,7 +232,7 @@ def candidate_pairs(
             yield pairs[pairs[:, 0] < pairs[:, 1]]
 
 # %% ../nbs/08h_duplicates.ipynb #862c1ba3
-class Copy(NamedTuple):
+class CopiedSpan(NamedTuple):
     """Say that two files share some seconds."""
 
     file: int  # number of the file, the smaller of the two
@@ -247,7 +247,7 @@ def find_duplicates(
     judge: Judge,
     *,
     block: int = 4096,  # windows on each side of a block
-) -> list[Copy]:  # the longest first
+) -> list[CopiedSpan]:  # the longest first
     """List the seconds that files of an index share."""
     found, steps = defaultdict(list), {}
     for pairs in candidate_pairs(vectors, files, judge.windows, block=block):
@@ -260,7 +260,11 @@ def find_duplicates(
                 key = int(files[i]), int(files[j])
                 found[key].append(shared)
                 steps[key] = max(one.step, other.step, steps.get(key, 0))
-    copies = [Copy(*key, one) for key, all_of in found.items() for one in merge(all_of, steps[key])]
+    copies = [
+        CopiedSpan(*files_of, overlap)
+        for files_of, parts in found.items()
+        for overlap in merge(parts, steps[files_of])
+    ]
     return sorted(copies, key=lambda copy: (-copy.overlap.seconds, copy.file, copy.other))
 
 # %% ../nbs/08h_duplicates.ipynb #eb4c9cde

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT_CLIP', 'SIZE_OF_DEFAULT', 'SCHEME', 'READER', 'Event', 'find_videos', 'content_hash', 'path_id',
            'fingerprint', 'find_model', 'pack_features', 'unpack_features', 'FileEnd', 'FileClip', 'read_file',
-           'events_of', 'Step', 'encode_files']
+           'spare_cores', 'events_of', 'Step', 'encode_files']
 
 # %% ../nbs/08c_encode.ipynb #c129ac63
 import hashlib
@@ -34,6 +34,7 @@ from torch.utils.data import IterableDataset
 from torch.utils.data import get_worker_info
 
 from .annotations import DataError
+from .distributed import find_device
 from .frames import Preprocess
 from .gallery import HALF
 from .gallery import evaluating
@@ -105,7 +106,7 @@ def find_model(
     *,
     clip: str = DEFAULT_CLIP[0],  # of a system: an architecture of open_clip
     pretrained: str = DEFAULT_CLIP[1],  # of a system: a tag of open_clip or a path; "": random
-    device: str = "cpu",
+    device: str | None = None,  # cuda or cpu; None: a GPU if there is one
 ) -> VideoCLIP:  # in evaluation mode
     """Load the model that a name stands for."""
     if os.path.isdir(os.path.expanduser(name)):
@@ -127,7 +128,7 @@ def find_model(
             f"there is no model {name!r}: give a folder that a training run wrote, such as "
             f"runs/msrvtt/best, a repository of the hub, or a system: {', '.join(systems())}."
         )
-    return model.to(device).eval()
+    return model.to(find_device(device)).eval()
 
 # %% ../nbs/08c_encode.ipynb #0426d99e
 SCHEME = 1  # of the rows; rows of an older scheme are made anew
@@ -246,6 +247,17 @@ def _as_it_is(event: Event) -> Event:
     return event
 
 
+def spare_cores(
+    asked: int | None = None,  # processes that shall decode; None: as many as are useful
+) -> int:
+    """Count the processes that decode: one for each core but the encoder's, at most 8."""
+    if asked is not None:
+        return asked
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return min(cores - 1, 8)
+
+
 def events_of(
     paths: list[bytes],
     preprocess: Preprocess,  # how the model sees
@@ -256,6 +268,7 @@ def events_of(
 ) -> Iterator[Event]:
     """Decode files in worker processes; the events of a file come in order."""
     dataset = _FileStream(paths, preprocess, windowing, stored)
+    workers = min(workers, len(paths))
     options = loader_options(workers) | dict(collate_fn=_as_it_is, batch_size=None)
     options |= dict(in_order=False, prefetch_factor=8) if workers else {}
     yield from each_batch(DataLoader(dataset, generator=torch.Generator(), **options))

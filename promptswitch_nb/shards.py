@@ -16,6 +16,7 @@ from dataclasses import asdict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +34,7 @@ from .encode import find_model
 from .encode import find_videos
 from .encode import fingerprint
 from .encode import path_id
+from .encode import spare_cores
 from .files import atomic_file
 from .rows import schema_of
 from .settings import AtLeast0
@@ -55,7 +57,7 @@ class Shard:
     model: str  # as in `find_model`
     clip: str = DEFAULT_CLIP[0]  # as in `find_model`
     pretrained: str = DEFAULT_CLIP[1]  # as in `find_model`
-    device: str = "cpu"
+    device: str | None = None  # cuda or cpu; None: a GPU if there is one
     windowing: Windowing = Windowing()
     frame_vectors: bool = False  # keep the vectors of frames beside those of windows
     workers: int = 0  # processes that decode
@@ -64,7 +66,7 @@ class Shard:
 
 
 @lru_cache(maxsize=1)
-def _model_of(name: str, clip: str, pretrained: str, device: str) -> VideoCLIP:
+def _model_of(name: str, clip: str, pretrained: str, device: str | None) -> VideoCLIP:
     """Load a model once a process."""
     return find_model(name, clip=clip, pretrained=pretrained, device=device)
 
@@ -160,11 +162,11 @@ class EncodeConfig(Settings):
     model: str = "clip_mean"  # a trained model's folder, a repository of the hub, or a system
     clip: str = DEFAULT_CLIP[0]  # of a system: an architecture of open_clip
     pretrained: str = DEFAULT_CLIP[1]  # of a system: weights; "": random
-    device: str = "cpu"  # where the model runs: cpu or cuda
+    device: Literal["cuda", "cpu"] | None = None  # where it runs; None: a GPU if there is one
     window: AtLeast0 = 10.0  # seconds of a window; 0: a video is one window
     overlap: Share = 0.5  # share of a window that the next one repeats
     frame_vectors: bool = False  # keep the vectors of frames too
-    workers: NonNegativeInt = 0  # processes that decode; 0: none but this one
+    workers: NonNegativeInt | None = None  # that decode; None: a core each but one, 0 under Ray
     batch_size: PositiveInt = 16  # windows encoded at a time
     precision: str = "fp32"  # fp32, bf16 or fp16
     files_per_shard: PositiveInt = 64  # a restart loses at most one shard
@@ -195,8 +197,9 @@ def plan_shards(
     done = done_files(out, about_vectors(model, windowing))
     paths = part_of(find_videos(config.folder), config.shard)
     left = [path for path in paths if not _is_done(path, done)]
-    names = ("model", "clip", "pretrained", "device", "frame_vectors", "workers", "batch_size")
-    same = {name: getattr(config, name) for name in (*names, "precision")}
+    names = ("model", "clip", "pretrained", "device", "frame_vectors", "batch_size", "precision")
+    same = {name: getattr(config, name) for name in names}
+    same["workers"] = config.workers or 0 if config.ray else spare_cores(config.workers)
     size, shards = config.files_per_shard, []
     for i in range(0, len(left), size):
         part = tuple(left[i : i + size])
