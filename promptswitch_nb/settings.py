@@ -234,7 +234,8 @@ def add_options(
         if setting.default not in (None, "", (), dataclasses.MISSING):
             values = setting.default if isinstance(setting.default, tuple) else [setting.default]
             text += f" (default: {','.join(map(str, values))})"
-        spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
+        short = [f"-{name}"] if len(name) == 1 else []
+        spellings = dict.fromkeys([*short, f"--{name.replace('_', '-')}", f"--{name}"])
         common = dict(type=_reader(kinds[name]), metavar=name.upper(), help=text)
         if name == positional:
             parser.add_argument(name, nargs="?", **common)
