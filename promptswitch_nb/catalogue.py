@@ -209,17 +209,36 @@ def _exactly(self: VideoIndex, vector: Tensor, n: int, filter: Filter) -> Found:
 def _nearly(self: VideoIndex, vector: Tensor, n: int, filter: Filter) -> Found:
     """Ask the approximate index of the store, and filter what it gives."""
     ids, scores = self.store.nearest(vector, n)
+    found, score = self._stored(ids, filter), dict(zip(ids, scores))
+    found.scores = np.array([score[name] for name in found.ids], np.float32)
+    return found
+
+
+@patch
+def _stored(self: VideoIndex, ids: list[str], filter: Filter) -> Found:
+    """Read windows that may be found from the store; they have no score yet."""
     names = ["id", "file", "shot", "start", "end", "vector"]
     table = self.store.read("windows", names, ids)
-    order = {name: place for place, name in enumerate(ids)}
-    scores = np.array([scores[order[name]] for name in table["id"].to_pylist()], np.float32)
-    columns = {name: table[name].to_numpy() for name in names[1:5]}
-    keep = np.flatnonzero(
-        windows_to_keep(filter, self.files, columns["file"].astype(str), columns["shot"])
-    )
-    vectors = _matrix(table["vector"])[keep]
-    picked = [columns[name][keep] for name in names[1:5]]
-    return Found([table["id"][int(i)].as_py() for i in keep], *picked, scores[keep], vectors)
+    columns = {name: table[name].to_numpy() for name in names[:5]}
+    keep = windows_to_keep(filter, self.files, columns["file"].astype(str), columns["shot"])
+    ids, *picked = [columns[name][keep] for name in names[:5]]
+    vectors = _matrix(table["vector"])[torch.from_numpy(keep)] if len(table) else torch.empty(0)
+    return Found(ids.tolist(), *picked, np.zeros(len(ids), np.float32), vectors)
+
+
+@patch
+def _whole(self: VideoIndex, names: list[str], filter: Filter) -> Found:
+    """Take all windows of some files that may be found; they have no score yet."""
+    if self.gallery is None:
+        numbers = ((name, number) for name in names for number in range(self.files[name].windows))
+        return self._stored([f"{name}:{number}" for name, number in numbers], filter)
+    with self._lock:
+        columns = self.gallery.columns
+        of_these = np.isin(columns["file"].astype(str), names)
+        rows = np.flatnonzero(of_these & self._allowed(filter))
+        picked = [columns[name][rows] for name in ("file", "shot", "start", "end")]
+        ids, vectors = [self.gallery.ids[row] for row in rows], self.gallery.vectors[rows]
+    return Found(ids, *picked, np.zeros(len(ids), np.float32), vectors)
 
 
 @patch

@@ -28,6 +28,7 @@ class File:
     mtime: float  # s since 1970, when it was changed
     duration: float  # s
     shots: tuple[float, ...]  # where each shot ends, in s
+    windows: int  # how many it was cut in
 
 
 def files_by_content(
@@ -44,6 +45,7 @@ def files_by_content(
             known.mtime if known else row["mtime_ns"] / 1e9,
             row["duration"],
             tuple(row["shots"]),
+            row["windows"],
         )
     return found
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -95,9 +96,12 @@ def test_a_video_finds_itself_whatever_its_length(index, videos, tmp_path):
     assert (other.path, other.score) == (videos / "8.mp4", pytest.approx(1, abs=1e-4))
 
 
+ORDER = '"a red square" THEN "a blue ring"'
+
+
 def test_order_needs_one_video_and_the_right_sequence(index):
     """THEN finds two windows of one video, the first before the second."""
-    hits = index.search('"a red square" THEN "a blue ring"', 5)
+    hits = index.search(ORDER, 5)
     assert {hit.path.name for hit in hits} <= {"8.mp4", "9.mp4"}
     for hit in hits:
         assert hit.end - hit.start >= 2 - 1e-3
@@ -113,6 +117,19 @@ def test_order_needs_one_video_and_the_right_sequence(index):
             for j in range(i + 1, len(rows)):
                 best = max(best, (scores[0, i] + scores[1, j]) / 2)
     assert hits[0].score == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize("filters", [{}, dict(path="9.mp4")])
+def test_order_is_found_in_an_index_that_is_too_large_for_memory(index, filters):
+    """THEN reads the promising videos whole, from wherever their windows are."""
+    with mock.patch("promptswitch_nb.catalogue.EXACT_UP_TO", 0):
+        large = VideoIndex(index.store, index.model)
+        assert large.gallery is None
+        found = [held.search(ORDER, 5, **filters) for held in (index, large)]
+    here, there = [[(hit.id, hit.start, hit.end) for hit in hits] for hits in found]
+    assert here == there and here
+    with mock.patch("promptswitch_nb.search.WINDOWS_IN_ORDER", 1):
+        assert len({hit.file for hit in large.search(ORDER, 5, **filters)}) <= 1
 
 
 def test_the_models_similarity_ranks_again(videos, tmp_path):
