@@ -7,7 +7,7 @@ BIN = $(abspath $(VENV))/bin
 SETUP = settings.ini setup.py pyproject.toml
 STAMP = $(VENV)/installed-$(shell cat $(SETUP) | cksum | cut -d ' ' -f 1)
 
-.PHONY: help install demo test test-page chromium prepare lab clean
+.PHONY: help install demo test test-page chromium prepare lab docs clean
 help:
 	@echo "make demo       train and evaluate on moving shapes, print the table (15 minutes on 2 cores)"
 	@echo "make test       run every check of the project (15 minutes on 2 cores)"
@@ -15,6 +15,7 @@ help:
 	@echo "make install    install the project with its developer tools into $(VENV)"
 	@echo "make prepare    after an edit: format, clean the notebooks, export the modules, write README.md"
 	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make docs       make a site of the notebooks in _docs/html, and check its links"
 	@echo "make clean      remove builds and caches, leave $(VENV) and runs/"
 
 install: $(STAMP)
@@ -48,6 +49,19 @@ prepare: install
 
 lab: install
 	@$(BIN)/jupyter lab nbs
+
+# The site needs neither PyTorch nor the package: the notebooks are shown as they are committed.
+DOCS_STAMP = $(subst installed,docs,$(STAMP))
+$(DOCS_STAMP):
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $$(sed -n 's/^docs_requirements = //p' settings.ini)
+	@rm -f $(VENV)/docs-* && touch $@
+
+docs: $(DOCS_STAMP)
+	@rm -rf _docs
+	@$(BIN)/sphinx-build -q -W --keep-going -c docs -d _docs/doctrees nbs _docs/html
+	@$(BIN)/python scripts/check_links.py _docs/html
+	@echo "Open _docs/html/index.html"
 
 clean:
 	@rm -rf build dist *.egg-info _docs _proc .pytest_cache .ruff_cache
