@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['TINY_CONFIG', 'token_lengths', 'trim_padding', 'as_texts', 'ClipTokenizer', 'WordTokenizer', 'tokenizer_from_json',
-           'FrameByFrame', 'run_blocks', 'check_architecture', 'CLIPTowers', 'tiny_clip']
+           'FrameByFrame', 'attend', 'run_block', 'run_blocks', 'QuickGELU', 'run_text_block', 'check_architecture',
+           'CLIPTowers', 'tiny_clip']
 
 # %% ../nbs/00_clip.ipynb #29bcfbd3
+from collections.abc import Callable
 from collections.abc import Iterable
+from functools import partial
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from einops import repeat
 from fastcore.basics import patch
@@ -21,6 +25,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/00_clip.ipynb #fa91fd25
 def token_lengths(
@@ -193,21 +198,67 @@ class FrameByFrame(nn.Module):
         return tokens, tokens
 
 # %% ../nbs/00_clip.ipynb #9cc0bf10
+def attend(
+    attention: nn.MultiheadAttention,  # of a block
+    tokens: Tensor,  # (N,L,D)
+    *,
+    causal: bool = False,  # a token reads itself and those before it
+) -> Tensor:  # (N,L,D)
+    """Let the tokens of each row read each other."""
+    joined = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = (
+        rearrange(part, "n l (h d) -> n h l d", h=attention.num_heads)
+        for part in joined.chunk(3, dim=-1)
+    )
+    read = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return attention.out_proj(rearrange(read, "n h l d -> n l (h d)"))
+
+# %% ../nbs/00_clip.ipynb #bdbec025
+def run_block(
+    block: nn.Module,  # open_clip's residual attention block
+    tokens: Tensor,  # (B,F,L+X,D)
+    method: FrameByFrame,  # the video method
+) -> Tensor:  # (B,F,L+X,D)
+    """Run one block of the image tower with a video method's hooks."""
+    B, count = tokens.shape[:2]
+    residual, x = method.before_attention(tokens)
+    h = rearrange(block.ln_1(x), f"b f l d -> {method.scope}")
+    h = rearrange(attend(block.attn, h), f"{method.scope} -> b f l d", b=B, f=count)
+    x = residual + block.ls_1(h)
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
 def run_blocks(
     blocks: nn.ModuleList,  # open_clip's residual attention blocks
     tokens: Tensor,  # (B,F,L,D)
     method: FrameByFrame,  # the video method
+    run: Callable = run_block,  # `run_block`, or what does the same in another way
 ) -> Tensor:  # (B,F,L+X,D)
     """Run the image tower's blocks with a video method's three hooks."""
-    B, F = tokens.shape[:2]
     x = method.extra_tokens(tokens)
     for block in blocks:
-        residual, x = method.before_attention(x)
-        h = rearrange(block.ln_1(x), f"b f l d -> {method.scope}")
-        h = rearrange(block.attention(h), f"{method.scope} -> b f l d", b=B, f=F)
-        x = residual + block.ls_1(h)
-        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        x = run(block, x, method)
     return x
+
+# %% ../nbs/00_clip.ipynb #9b45572d
+class QuickGELU(nn.Module):
+    """Compute x·σ(1.702x)."""
+
+    def forward(
+        self,
+        x: Tensor,  # of any shape
+    ) -> Tensor:  # of the same
+        """Compute it as SiLU of a multiple."""
+        return F.silu(1.702 * x).mul_(1 / 1.702)
+
+
+def run_text_block(
+    block: nn.Module,  # open_clip's residual attention block
+    x: Tensor,  # (B,W,text width)
+) -> Tensor:  # (B,W,text width)
+    """Run one block of the text tower."""
+    x = x + block.ls_1(attend(block.attn, block.ln_1(x), causal=True))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 # %% ../nbs/00_clip.ipynb #9720f7d9
 def check_architecture(
@@ -258,7 +309,11 @@ class CLIPTowers(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
         self.model = open_clip.CLIP(**config)
         check_architecture(self.model)
+        for block in [*self.model.visual.transformer.resblocks, *self.model.transformer.resblocks]:
+            if type(block.mlp.gelu) is open_clip.transformer.QuickGELU:
+                block.mlp.gelu = QuickGELU()
         self.method = FrameByFrame()
+        self.run_block, self.run_text_block = run_block, run_text_block
 
 # %% ../nbs/00_clip.ipynb #461e3124
 @patch(as_prop=True)
@@ -344,13 +399,14 @@ def frame_tokens(
             f"frames are {frames.dtype}, and must be normalised colours: "
             "read them with load_frames, or pass them through Preprocess.to_input"
         )
-    B, F = frames.shape[:2]
-    if not B * F:
-        raise ValueError(f"there is nothing to encode: {B} videos of {F} frames")
+    B, count = frames.shape[:2]
+    if not B * count:
+        raise ValueError(f"there is nothing to encode: {B} videos of {count} frames")
     frames = frames.to(visual.conv1.weight.dtype)
-    patches = visual.conv1(rearrange(frames, "b f c h w -> (b f) c h w"))
-    patches = rearrange(patches, "n d h w -> n (h w) d")
-    cls = repeat(visual.class_embedding, "d -> n 1 d", n=B * F).to(patches.dtype)
+    side = visual.conv1.kernel_size[0]
+    cut = "b f c (h p) (w q) -> (b f) (h w) (c p q)"  # side by side: the stride is the side
+    patches = F.linear(rearrange(frames, cut, p=side, q=side), visual.conv1.weight.flatten(1))
+    cls = repeat(visual.class_embedding, "d -> n 1 d", n=B * count).to(patches.dtype)
     x = torch.cat([cls, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
     return rearrange(visual.ln_pre(x), "(b f) l d -> b f l d", b=B)
 
@@ -363,7 +419,8 @@ def video_tokens(
 ) -> Tensor:  # (B,F,L+X,D) tokens after the last block, before the last LayerNorm
     """Run frames through the image tower with a video method's hooks."""
     blocks = self.model.visual.transformer.resblocks
-    return run_blocks(blocks, self.frame_tokens(frames), method or self.method)
+    tokens, method = self.frame_tokens(frames), method or self.method
+    return run_blocks(blocks, tokens, method, self.run_block)
 
 # %% ../nbs/00_clip.ipynb #c71a6632
 @patch
@@ -445,17 +502,34 @@ def embed_text(
 @patch
 def encode_text(
     self: CLIPTowers,
-    ids: Tensor,  # (B,W) token ids, each row with its end token
+    ids: Tensor,  # (B,W) token ids, each row with its end token, on any device
 ) -> Tensor:  # (B,E), not normalised
     """Encode texts: causal transformer, LayerNorm, the end token's vector, projection."""
     self.check_ids(ids)
-    ids, lengths = trim_padding(ids, self.end), token_lengths(ids, self.end)
-    x = self.embed_text(ids)
-    W = x.shape[1]
+    lengths = token_lengths(ids, self.end)
+    longest = int(lengths.max())
+    x = self.embed_text(ids[:, :longest].to(self.device))
     for block in self.model.transformer.resblocks:
-        x = block(x, attn_mask=self.model.attn_mask[:W, :W])
-    at_end = self.model.ln_final(x)[torch.arange(len(x), device=x.device), lengths - 1]
+        x = self.run_text_block(block, x)
+    rows = torch.arange(len(x), device=x.device)
+    at_end = self.model.ln_final(x)[rows, lengths.to(x.device) - 1]
     return at_end @ self.model.text_projection
+
+# %% ../nbs/00_clip.ipynb #c29c60b3
+@patch
+def choose_speed(
+    self: CLIPTowers,
+    *,
+    compile: bool = False,  # let PyTorch compile a block of each tower
+    recompute: bool = False,  # run the blocks again in the backward pass, and keep less for it
+) -> None:
+    """Choose how the blocks of both towers are run."""
+    runs = [run_block, run_text_block]
+    if compile:
+        runs = [torch.compile(run) for run in runs]
+    if recompute:
+        runs = [partial(checkpoint, run, use_reentrant=False) for run in runs]
+    self.run_block, self.run_text_block = runs
 
 # %% ../nbs/00_clip.ipynb #1b48b2e9
 def tiny_clip(
