@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TINY_CONFIG', 'token_lengths', 'trim_padding', 'as_texts', 'ClipTokenizer', 'WordTokenizer', 'tokenizer_from_json',
-           'FrameByFrame', 'attend', 'run_block', 'run_blocks', 'QuickGELU', 'run_text_block', 'check_architecture',
-           'CLIPTowers', 'tiny_clip']
+           'FrameByFrame', 'attend', 'run_mlp', 'run_block', 'run_blocks', 'QuickGELU', 'run_text_block',
+           'check_architecture', 'CLIPTowers', 'tiny_clip']
 
 # %% ../nbs/00_clip.ipynb #29bcfbd3
 from collections.abc import Callable
@@ -197,35 +197,62 @@ class FrameByFrame(nn.Module):
         """Rearrange the tokens before a block's self-attention."""
         return tokens, tokens
 
+    def read(
+        self,
+        tokens: Tensor,  # (B,F,L+X,D)
+    ) -> Tensor:  # (B,F,R,D)
+        """Choose the tokens that somebody reads after the last block: [CLS]."""
+        return tokens[:, :, :1]
+
 # %% ../nbs/00_clip.ipynb #9cc0bf10
 def attend(
     attention: nn.MultiheadAttention,  # of a block
-    tokens: Tensor,  # (N,L,D)
+    tokens: Tensor,  # (N,L,D) that are read
+    asks: Tensor | None = None,  # (N,R,D) that read them; None: the same tokens
     *,
     causal: bool = False,  # a token reads itself and those before it
-) -> Tensor:  # (N,L,D)
-    """Let the tokens of each row read each other."""
-    joined = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = (
-        rearrange(part, "n l (h d) -> n h l d", h=attention.num_heads)
-        for part in joined.chunk(3, dim=-1)
-    )
+) -> Tensor:  # (N,R,D)
+    """Let tokens read tokens."""
+    D, weight, bias = tokens.shape[-1], attention.in_proj_weight, attention.in_proj_bias
+    if asks is None:
+        parts = F.linear(tokens, weight, bias).chunk(3, dim=-1)
+    else:
+        pair = F.linear(tokens, weight[D:], bias[D:])
+        parts = F.linear(asks, weight[:D], bias[:D]), *pair.chunk(2, dim=-1)
+    q, k, v = (rearrange(part, "n l (h d) -> n h l d", h=attention.num_heads) for part in parts)
     read = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return attention.out_proj(rearrange(read, "n h l d -> n l (h d)"))
 
-# %% ../nbs/00_clip.ipynb #bdbec025
+# %% ../nbs/00_clip.ipynb #4696b469
+def run_mlp(
+    mlp: nn.Sequential,  # of a block: c_fc, gelu, c_proj
+    x: Tensor,  # (...,D)
+) -> Tensor:  # (...,D)
+    """Run the MLP of a block, and keep its hidden layer once for the backward pass."""
+    hidden, rest = mlp.c_fc(x), mlp[1:]
+    if torch.compiler.is_compiling():
+        return rest(hidden)
+    return checkpoint(rest, hidden, use_reentrant=False, preserve_rng_state=False)
+
+# %% ../nbs/00_clip.ipynb #ba7cb6e3
 def run_block(
     block: nn.Module,  # open_clip's residual attention block
     tokens: Tensor,  # (B,F,L+X,D)
     method: FrameByFrame,  # the video method
-) -> Tensor:  # (B,F,L+X,D)
+    *,
+    last: bool = False,  # give the tokens that somebody reads, and no others
+) -> Tensor:  # (B,F,L+X,D) or (B,F,R,D)
     """Run one block of the image tower with a video method's hooks."""
     B, count = tokens.shape[:2]
     residual, x = method.before_attention(tokens)
-    h = rearrange(block.ln_1(x), f"b f l d -> {method.scope}")
-    h = rearrange(attend(block.attn, h), f"{method.scope} -> b f l d", b=B, f=count)
+    x = block.ln_1(x)
+    h, asks = rearrange(x, f"b f l d -> {method.scope}"), None
+    if last:
+        residual, asks = method.read(residual), method.read(x)
+        asks = rearrange(asks, f"b f l d -> {method.scope}")
+    h = rearrange(attend(block.attn, h, asks), f"{method.scope} -> b f l d", b=B, f=count)
     x = residual + block.ls_1(h)
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    return x + block.ls_2(run_mlp(block.mlp, block.ln_2(x)))
 
 
 def run_blocks(
@@ -233,14 +260,16 @@ def run_blocks(
     tokens: Tensor,  # (B,F,L,D)
     method: FrameByFrame,  # the video method
     run: Callable = run_block,  # `run_block`, or what does the same in another way
-) -> Tensor:  # (B,F,L+X,D)
-    """Run the image tower's blocks with a video method's three hooks."""
+    *,
+    read_only: bool = False,  # give the tokens that the method reads, and no others
+) -> Tensor:  # (B,F,L+X,D) or (B,F,R,D)
+    """Run the image tower's blocks with a video method's hooks."""
     x = method.extra_tokens(tokens)
     for block in blocks:
-        x = run(block, x, method)
+        x = run(block, x, method, last=read_only and block is blocks[-1])
     return x
 
-# %% ../nbs/00_clip.ipynb #9b45572d
+# %% ../nbs/00_clip.ipynb #a2ef1055
 class QuickGELU(nn.Module):
     """Compute x·σ(1.702x)."""
 
@@ -258,7 +287,7 @@ def run_text_block(
 ) -> Tensor:  # (B,W,text width)
     """Run one block of the text tower."""
     x = x + block.ls_1(attend(block.attn, block.ln_1(x), causal=True))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    return x + block.ls_2(run_mlp(block.mlp, block.ln_2(x)))
 
 # %% ../nbs/00_clip.ipynb #9720f7d9
 def check_architecture(
@@ -416,11 +445,13 @@ def video_tokens(
     self: CLIPTowers,
     frames: Tensor,  # (B,F,3,H,W)
     method: FrameByFrame | None = None,  # None: each frame by itself
-) -> Tensor:  # (B,F,L+X,D) tokens after the last block, before the last LayerNorm
+    *,
+    read_only: bool = False,  # give the tokens that the method reads, [CLS] first, and no others
+) -> Tensor:  # (B,F,L+X,D) or (B,F,R,D) after the last block, before the last LayerNorm
     """Run frames through the image tower with a video method's hooks."""
     blocks = self.model.visual.transformer.resblocks
     tokens, method = self.frame_tokens(frames), method or self.method
-    return run_blocks(blocks, tokens, method, self.run_block)
+    return run_blocks(blocks, tokens, method, self.run_block, read_only=read_only)
 
 # %% ../nbs/00_clip.ipynb #c71a6632
 @patch
@@ -448,7 +479,7 @@ def encode_images(
     frames: Tensor,  # (B,F,3,H,W)
 ) -> Tensor:  # (B,F,E), not normalised
     """Encode each frame by itself, as CLIP does."""
-    return self.project(self.final_norm(self.video_tokens(frames)[:, :, 0]))
+    return self.project(self.final_norm(self.video_tokens(frames, read_only=True)[:, :, 0]))
 
 # %% ../nbs/00_clip.ipynb #33b5b06b
 @patch

@@ -160,7 +160,8 @@ def frame_vectors(
     frames: Tensor,  # (B,F,3,H,W)
 ) -> Tensor:  # p̄ (B,F,D), Eq. 2
     """Switch the cube between the frames, let each [CLS] read it, apply the last LayerNorm."""
-    tokens, prompts = detach(self.clip.video_tokens(frames, self.hook), self.frames_per_chunk)
+    read = self.clip.video_tokens(frames, self.hook, read_only=True)
+    tokens, prompts = detach(read, self.frames_per_chunk)
     cls = tokens[:, :, 0]
     if self.config.aggregate == "prompts":
         cls = self.aggregation(cls, prompts)

@@ -254,7 +254,10 @@ def update(
     """Clip the gradient, set the rate, change the weights."""
     p = self.plan
     self.scaler.unscale_(self.optimizer)
-    norm = nn.utils.clip_grad_norm_(self.model.parameters(), p.clip_grad or math.inf)
+    parameters = [weight for weight in self.model.parameters() if weight.grad is not None]
+    norm = nn.utils.get_total_norm([weight.grad for weight in parameters])
+    if p.clip_grad:
+        nn.utils.clip_grads_with_norm_(parameters, p.clip_grad, norm)
     row = average(terms | dict(grad_norm=norm))  # the one place where a GPU is waited for
     overflow = p.precision == "fp16" and not math.isfinite(row["grad_norm"])
     check_finite(row | dict(grad_norm=0.0) if overflow else row, number + 1)
