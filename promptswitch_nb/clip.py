@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['TINY_CONFIG', 'token_lengths', 'trim_padding', 'as_texts', 'ClipTokenizer', 'WordTokenizer', 'tokenizer_from_json',
-           'FrameByFrame', 'run_blocks', 'check_architecture', 'CLIPTowers', 'tiny_clip']
+           'FrameByFrame', 'attend', 'run_mlp', 'run_block', 'run_blocks', 'QuickGELU', 'run_text_block',
+           'check_architecture', 'CLIPTowers', 'tiny_clip']
 
 # %% ../nbs/00_clip.ipynb #29bcfbd3
+from collections.abc import Callable
 from collections.abc import Iterable
+from functools import partial
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from einops import repeat
 from fastcore.basics import patch
@@ -21,6 +25,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/00_clip.ipynb #fa91fd25
 def token_lengths(
@@ -192,22 +197,97 @@ class FrameByFrame(nn.Module):
         """Rearrange the tokens before a block's self-attention."""
         return tokens, tokens
 
+    def read(
+        self,
+        tokens: Tensor,  # (B,F,L+X,D)
+    ) -> Tensor:  # (B,F,R,D)
+        """Choose the tokens that somebody reads after the last block: [CLS]."""
+        return tokens[:, :, :1]
+
 # %% ../nbs/00_clip.ipynb #9cc0bf10
+def attend(
+    attention: nn.MultiheadAttention,  # of a block
+    tokens: Tensor,  # (N,L,D) that are read
+    asks: Tensor | None = None,  # (N,R,D) that read them; None: the same tokens
+    *,
+    causal: bool = False,  # a token reads itself and those before it
+) -> Tensor:  # (N,R,D)
+    """Let tokens read tokens."""
+    D, weight, bias = tokens.shape[-1], attention.in_proj_weight, attention.in_proj_bias
+    if asks is None:
+        parts = F.linear(tokens, weight, bias).chunk(3, dim=-1)
+    else:
+        pair = F.linear(tokens, weight[D:], bias[D:])
+        parts = F.linear(asks, weight[:D], bias[:D]), *pair.chunk(2, dim=-1)
+    q, k, v = (rearrange(part, "n l (h d) -> n h l d", h=attention.num_heads) for part in parts)
+    read = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return attention.out_proj(rearrange(read, "n h l d -> n l (h d)"))
+
+# %% ../nbs/00_clip.ipynb #4696b469
+def run_mlp(
+    mlp: nn.Sequential,  # of a block: c_fc, gelu, c_proj
+    x: Tensor,  # (...,D)
+) -> Tensor:  # (...,D)
+    """Run the MLP of a block, and keep its hidden layer once for the backward pass."""
+    hidden, rest = mlp.c_fc(x), mlp[1:]
+    if torch.compiler.is_compiling():
+        return rest(hidden)
+    return checkpoint(rest, hidden, use_reentrant=False, preserve_rng_state=False)
+
+# %% ../nbs/00_clip.ipynb #ba7cb6e3
+def run_block(
+    block: nn.Module,  # open_clip's residual attention block
+    tokens: Tensor,  # (B,F,L+X,D)
+    method: FrameByFrame,  # the video method
+    *,
+    last: bool = False,  # give the tokens that somebody reads, and no others
+) -> Tensor:  # (B,F,L+X,D) or (B,F,R,D)
+    """Run one block of the image tower with a video method's hooks."""
+    B, count = tokens.shape[:2]
+    residual, x = method.before_attention(tokens)
+    x = block.ln_1(x)
+    h, asks = rearrange(x, f"b f l d -> {method.scope}"), None
+    if last:
+        residual, asks = method.read(residual), method.read(x)
+        asks = rearrange(asks, f"b f l d -> {method.scope}")
+    h = rearrange(attend(block.attn, h, asks), f"{method.scope} -> b f l d", b=B, f=count)
+    x = residual + block.ls_1(h)
+    return x + block.ls_2(run_mlp(block.mlp, block.ln_2(x)))
+
+
 def run_blocks(
     blocks: nn.ModuleList,  # open_clip's residual attention blocks
     tokens: Tensor,  # (B,F,L,D)
     method: FrameByFrame,  # the video method
-) -> Tensor:  # (B,F,L+X,D)
-    """Run the image tower's blocks with a video method's three hooks."""
-    B, F = tokens.shape[:2]
+    run: Callable = run_block,  # `run_block`, or what does the same in another way
+    *,
+    read_only: bool = False,  # give the tokens that the method reads, and no others
+) -> Tensor:  # (B,F,L+X,D) or (B,F,R,D)
+    """Run the image tower's blocks with a video method's hooks."""
     x = method.extra_tokens(tokens)
     for block in blocks:
-        residual, x = method.before_attention(x)
-        h = rearrange(block.ln_1(x), f"b f l d -> {method.scope}")
-        h = rearrange(block.attention(h), f"{method.scope} -> b f l d", b=B, f=F)
-        x = residual + block.ls_1(h)
-        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        x = run(block, x, method, last=read_only and block is blocks[-1])
     return x
+
+# %% ../nbs/00_clip.ipynb #a2ef1055
+class QuickGELU(nn.Module):
+    """Compute x·σ(1.702x)."""
+
+    def forward(
+        self,
+        x: Tensor,  # of any shape
+    ) -> Tensor:  # of the same
+        """Compute it as SiLU of a multiple."""
+        return F.silu(1.702 * x).mul_(1 / 1.702)
+
+
+def run_text_block(
+    block: nn.Module,  # open_clip's residual attention block
+    x: Tensor,  # (B,W,text width)
+) -> Tensor:  # (B,W,text width)
+    """Run one block of the text tower."""
+    x = x + block.ls_1(attend(block.attn, block.ln_1(x), causal=True))
+    return x + block.ls_2(run_mlp(block.mlp, block.ln_2(x)))
 
 # %% ../nbs/00_clip.ipynb #9720f7d9
 def check_architecture(
@@ -258,7 +338,11 @@ class CLIPTowers(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
         self.model = open_clip.CLIP(**config)
         check_architecture(self.model)
+        for block in [*self.model.visual.transformer.resblocks, *self.model.transformer.resblocks]:
+            if type(block.mlp.gelu) is open_clip.transformer.QuickGELU:
+                block.mlp.gelu = QuickGELU()
         self.method = FrameByFrame()
+        self.run_block, self.run_text_block = run_block, run_text_block
 
 # %% ../nbs/00_clip.ipynb #461e3124
 @patch(as_prop=True)
@@ -344,13 +428,14 @@ def frame_tokens(
             f"frames are {frames.dtype}, and must be normalised colours: "
             "read them with load_frames, or pass them through Preprocess.to_input"
         )
-    B, F = frames.shape[:2]
-    if not B * F:
-        raise ValueError(f"there is nothing to encode: {B} videos of {F} frames")
+    B, count = frames.shape[:2]
+    if not B * count:
+        raise ValueError(f"there is nothing to encode: {B} videos of {count} frames")
     frames = frames.to(visual.conv1.weight.dtype)
-    patches = visual.conv1(rearrange(frames, "b f c h w -> (b f) c h w"))
-    patches = rearrange(patches, "n d h w -> n (h w) d")
-    cls = repeat(visual.class_embedding, "d -> n 1 d", n=B * F).to(patches.dtype)
+    side = visual.conv1.kernel_size[0]
+    cut = "b f c (h p) (w q) -> (b f) (h w) (c p q)"  # side by side: the stride is the side
+    patches = F.linear(rearrange(frames, cut, p=side, q=side), visual.conv1.weight.flatten(1))
+    cls = repeat(visual.class_embedding, "d -> n 1 d", n=B * count).to(patches.dtype)
     x = torch.cat([cls, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
     return rearrange(visual.ln_pre(x), "(b f) l d -> b f l d", b=B)
 
@@ -360,10 +445,13 @@ def video_tokens(
     self: CLIPTowers,
     frames: Tensor,  # (B,F,3,H,W)
     method: FrameByFrame | None = None,  # None: each frame by itself
-) -> Tensor:  # (B,F,L+X,D) tokens after the last block, before the last LayerNorm
+    *,
+    read_only: bool = False,  # give the tokens that the method reads, [CLS] first, and no others
+) -> Tensor:  # (B,F,L+X,D) or (B,F,R,D) after the last block, before the last LayerNorm
     """Run frames through the image tower with a video method's hooks."""
     blocks = self.model.visual.transformer.resblocks
-    return run_blocks(blocks, self.frame_tokens(frames), method or self.method)
+    tokens, method = self.frame_tokens(frames), method or self.method
+    return run_blocks(blocks, tokens, method, self.run_block, read_only=read_only)
 
 # %% ../nbs/00_clip.ipynb #c71a6632
 @patch
@@ -391,7 +479,7 @@ def encode_images(
     frames: Tensor,  # (B,F,3,H,W)
 ) -> Tensor:  # (B,F,E), not normalised
     """Encode each frame by itself, as CLIP does."""
-    return self.project(self.final_norm(self.video_tokens(frames)[:, :, 0]))
+    return self.project(self.final_norm(self.video_tokens(frames, read_only=True)[:, :, 0]))
 
 # %% ../nbs/00_clip.ipynb #33b5b06b
 @patch
@@ -445,17 +533,34 @@ def embed_text(
 @patch
 def encode_text(
     self: CLIPTowers,
-    ids: Tensor,  # (B,W) token ids, each row with its end token
+    ids: Tensor,  # (B,W) token ids, each row with its end token, on any device
 ) -> Tensor:  # (B,E), not normalised
     """Encode texts: causal transformer, LayerNorm, the end token's vector, projection."""
     self.check_ids(ids)
-    ids, lengths = trim_padding(ids, self.end), token_lengths(ids, self.end)
-    x = self.embed_text(ids)
-    W = x.shape[1]
+    lengths = token_lengths(ids, self.end)
+    longest = int(lengths.max())
+    x = self.embed_text(ids[:, :longest].to(self.device))
     for block in self.model.transformer.resblocks:
-        x = block(x, attn_mask=self.model.attn_mask[:W, :W])
-    at_end = self.model.ln_final(x)[torch.arange(len(x), device=x.device), lengths - 1]
+        x = self.run_text_block(block, x)
+    rows = torch.arange(len(x), device=x.device)
+    at_end = self.model.ln_final(x)[rows, lengths.to(x.device) - 1]
     return at_end @ self.model.text_projection
+
+# %% ../nbs/00_clip.ipynb #c29c60b3
+@patch
+def choose_speed(
+    self: CLIPTowers,
+    *,
+    compile: bool = False,  # let PyTorch compile a block of each tower
+    recompute: bool = False,  # run the blocks again in the backward pass, and keep less for it
+) -> None:
+    """Choose how the blocks of both towers are run."""
+    runs = [run_block, run_text_block]
+    if compile:
+        runs = [torch.compile(run) for run in runs]
+    if recompute:
+        runs = [partial(checkpoint, run, use_reentrant=False) for run in runs]
+    self.run_block, self.run_text_block = runs
 
 # %% ../nbs/00_clip.ipynb #1b48b2e9
 def tiny_clip(

@@ -70,6 +70,8 @@ def detach(
 def block_multiply_adds(
     L: int,  # tokens that attend to each other
     D: int,  # width
+    read: int | None = None,  # tokens that are computed; None: all. Of the last block few are read
 ) -> int:  # multiply-adds
     """Count the multiply-adds of one transformer block for one group of tokens."""
-    return 12 * L * D**2 + 2 * L**2 * D
+    R = L if read is None else read
+    return 2 * L * D**2 + 10 * R * D**2 + 2 * R * L * D

@@ -59,13 +59,15 @@ def predicted_tokens(
     return (ids[:, :-1] == end).cumsum(1) == 0
 
 # %% ../nbs/05_losses.ipynb #b3555a3a
-def _check_caption(logits: Tensor, ids: Tensor, weights: Tensor | None, reduction: str) -> None:
+def _check_caption(
+    logits: Tensor, ids: Tensor, targets: int, weights: Tensor | None, reduction: str
+) -> None:
     """Refuse shapes and options that do not fit together."""
     B, W = ids.shape
-    if logits.ndim != 3 or logits.shape[:2] != (B, W - 1):
+    if logits.shape[:-1] not in ((B, W - 1), (targets,)):
         raise ValueError(
-            f"logits must be (B,W-1,V) = ({B},{W - 1},V) for ids of {tuple(ids.shape)}; "
-            f"got {tuple(logits.shape)}"
+            f"logits must be (B,W-1,V) = ({B},{W - 1},V) for ids of {tuple(ids.shape)}, or "
+            f"({targets},V) for their predicted tokens; got {tuple(logits.shape)}"
         )
     V = logits.shape[-1]
     if weights is not None and weights.shape not in ((V,), (B, W - 1)):
@@ -77,7 +79,7 @@ def _check_caption(logits: Tensor, ids: Tensor, weights: Tensor | None, reductio
 
 # %% ../nbs/05_losses.ipynb #97b82d70
 def caption(
-    logits: Tensor,  # (B,W-1,V) scores of the next token
+    logits: Tensor,  # (B,W-1,V) scores of the next token, or (T,V) of the predicted tokens alone
     ids: Tensor,  # (B,W) token ids, start token first
     *,
     end: int,  # id of the end token; what follows the first one is ignored
@@ -85,13 +87,15 @@ def caption(
     reduction: str = "batch_sum",  # mean of captions' sums, or "token_mean": over all tokens
 ) -> dict[str, Tensor]:  # "caption" = "numerator" / "denominator", each a scalar
     """Compute Eq. 4 for a batch of captions, with a weight for each word."""
-    _check_caption(logits, ids, weights, reduction)
-    target, mask = ids[:, 1:], predicted_tokens(ids, end=end)
-    nll = F.cross_entropy(_wide(logits[mask]), target[mask], reduction="none")
+    mask = predicted_tokens(ids, end=end)
+    target = ids[:, 1:][mask].to(logits.device)
+    _check_caption(logits, ids, len(target), weights, reduction)
+    own = logits if logits.ndim == 2 else logits[mask]
+    nll = F.cross_entropy(_wide(own), target, reduction="none")
     if weights is None:
         weight = torch.ones_like(nll)
     else:
-        weight = weights.to(nll)[target[mask] if weights.ndim == 1 else mask]
+        weight = weights.to(nll)[target if weights.ndim == 1 else mask]
     numerator = (weight * nll).sum()
     denominator = weight.sum() if reduction == "token_mean" else nll.new_tensor(len(ids))
     return {

@@ -160,7 +160,8 @@ def frame_vectors(
     frames: Tensor,  # (B,F,3,H,W)
 ) -> Tensor:  # p̄ (B,F,D), Eq. 2
     """Switch the cube between the frames, let each [CLS] read it, apply the last LayerNorm."""
-    tokens, prompts = detach(self.clip.video_tokens(frames, self.hook), self.frames_per_chunk)
+    read = self.clip.video_tokens(frames, self.hook, read_only=True)
+    tokens, prompts = detach(read, self.frames_per_chunk)
     cls = tokens[:, :, 0]
     if self.config.aggregate == "prompts":
         cls = self.aggregation(cls, prompts)
@@ -282,14 +283,28 @@ def losses(
     if self.captioner is None or "memory" not in video or not self.config.lam:
         return terms
     ids, c, end = trim_padding(ids, self.clip.end), self.config, self.clip.end
-    logits = self.captioner(self.embed_words(ids[:, :-1]), video["memory"][rows or slice(None)])
-    weights, reduction = self.word_weights(ids), c.caption_reduction
+    logits = self.next_word_logits(ids, video["memory"][rows or slice(None)])
+    weights, reduction = self.word_weights(ids.to(logits.device)), c.caption_reduction
     own = caption_loss(logits, ids, end=end, weights=weights, reduction=reduction)
     processes = len(text["pooled"]) / len(ids)
     if reduction == "token_mean" and processes > 1:
         counted = self.word_weights(text["ids"]).sum()
         own["caption"] = processes * own["numerator"] / counted.clamp_min(1e-6)
     return total({name: terms[name] for name in ("contrastive", "t2v", "v2t")}, own, lam=c.lam)
+
+
+@patch
+def next_word_logits(
+    self: PromptSwitch,
+    ids: Tensor,  # (B,W), on any device
+    memory: Tensor,  # (B,F,D or E); in half precision, the head computes in it as well
+) -> Tensor:  # (T,V) of the T tokens that are to be predicted, and of no padding
+    """Score each next word of captions, at the places that have one."""
+    half = memory.dtype if memory.dtype in (torch.bfloat16, torch.float16) else None
+    with torch.autocast(memory.device.type, half, half is not None):
+        words = self.embed_words(ids[:, :-1].to(memory.device))
+        hidden = self.captioner.hidden(words, memory)
+        return self.captioner.output(hidden[predicted_tokens(ids, end=self.clip.end)])
 
 
 @patch

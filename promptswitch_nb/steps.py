@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['AT_CLIP_RATE', 'OPTIMIZERS', 'lr_at', 'optimizer_groups', 'set_lr', 'TransformersAdamW', 'clamp_temperature',
-           'moving_average', 'TrainingPass', 'StepPlan', 'Stepper', 'check_finite']
+           'moving_average', 'compared', 'TrainingPass', 'StepPlan', 'Stepper', 'check_finite']
 
 # %% ../nbs/06j_steps.ipynb #b11155d3
 import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from fastcore.basics import patch
@@ -124,6 +125,14 @@ def moving_average(
     return averaged
 
 # %% ../nbs/06j_steps.ipynb #c122ceca
+def compared(
+    key: str,  # of the features
+    features: Tensor,  # in any precision
+) -> Tensor:  # in float32, but for "memory", which a network reads, and for whole numbers
+    """Bring features into the precision in which they are compared."""
+    return features.float() if features.is_floating_point() and key != "memory" else features
+
+
 class TrainingPass(nn.Module):
     """Compute a system's losses for a batch that is shared between processes."""
 
@@ -131,7 +140,7 @@ class TrainingPass(nn.Module):
         self,
         model: VideoCLIP,
         *,
-        precision: str = "fp32",  # of the encoders: fp32, bf16 or fp16; losses are float32
+        precision: str = "fp32",  # of all networks: fp32, bf16 or fp16; losses are float32
     ):
         super().__init__()
         self.model, self.half = model, HALF[precision]
@@ -139,13 +148,13 @@ class TrainingPass(nn.Module):
     def forward(
         self,
         frames: Tensor,  # (B,F,3,H,W) of this process
-        ids: Tensor,  # (B,W) captions of the same pairs
+        ids: Tensor,  # (B,W) captions of the same pairs, on any device
     ) -> dict[str, Tensor]:  # "loss" and its terms
         """Encode, gather, compare."""
         with torch.autocast(frames.device.type, self.half, self.half is not None):
-            text, video = self.model.text_features(ids), self.model.video_features(frames)
+            video, text = self.model.video_features(frames), self.model.text_features(ids)
         text, video = (
-            {key: gather_rows(t.float() if t.is_floating_point() else t) for key, t in part.items()}
+            {key: gather_rows(compared(key, t)) for key, t in part.items()}
             for part in (text, video)
         )
         rows = slice(rank() * len(ids), (rank() + 1) * len(ids))
@@ -167,9 +176,14 @@ class StepPlan:
     max_logit_scale: float = 0.0  # largest 1/τ (D6); 0: no limit
     ema: float = 0.0  # decay of a moving average of the weights; 0: none
     precision: str = "fp32"  # fp32, bf16 or fp16
+    compile: bool = False  # let PyTorch compile the blocks of the towers
+    recompute: bool = False  # run those blocks again in the backward pass, and keep less for it
 
 
-OPTIMIZERS = dict(adamw=torch.optim.AdamW, adamw_transformers=TransformersAdamW)
+OPTIMIZERS = dict(
+    adamw=partial(torch.optim.AdamW, fused=True),
+    adamw_transformers=TransformersAdamW,
+)
 
 
 class Stepper:
@@ -181,6 +195,13 @@ class Stepper:
         plan: StepPlan,
     ):
         self.model, self.plan = model, plan
+        if plan.compile or plan.recompute:
+            if not hasattr(model.clip, "choose_speed"):
+                raise ValueError(
+                    f"{type(model).__name__} runs the towers of open_clip as they are: "
+                    "write compile: false and recompute: false"
+                )
+            model.clip.choose_speed(compile=plan.compile, recompute=plan.recompute)
         rates = dict(lr_clip=plan.lr_clip, lr_new=plan.lr_new, weight_decay=plan.weight_decay)
         groups = optimizer_groups(checked_groups(model), **rates)
         eps = {"adamw": 1e-8, "adamw_transformers": 1e-6}[plan.optimizer]
@@ -203,7 +224,7 @@ def step(
     parts: list[tuple[Tensor, Tensor]],  # frames (B,F,3,H,W) and ids (B,W), one part or several
 ) -> dict[str, float]:  # losses, logit_scale before, grad_norm, lr
     """Make one step; stop at a loss that is no number, before it reaches the weights."""
-    sums, scale = {}, self.model.clip.model.logit_scale
+    sums, scale = {}, self.model.clip.model.logit_scale.detach().exp()
     pairs = sum(len(ids) for _, ids in parts)
     self.optimizer.zero_grad()
     for i, (frames, ids) in enumerate(parts, 1):
@@ -214,8 +235,7 @@ def step(
         for name in LOSSES:
             if name in terms:
                 sums[name] = sums.get(name, 0) + share * terms[name].detach()
-    row = check_finite(average(sums), number + 1)  # over all parts and processes
-    return self.update(number, row | dict(logit_scale=scale.exp().item()))
+    return self.update(number, sums | dict(logit_scale=scale))
 
 
 @patch
@@ -229,15 +249,18 @@ def between_parts(self: Stepper, *, last: bool) -> contextlib.AbstractContextMan
 def update(
     self: Stepper,
     number: int,  # of the step, from 0
-    row: dict[str, float],
-) -> dict[str, float]:  # the same, and "grad_norm", "lr"
+    terms: dict[str, Tensor],  # losses and logit_scale of this process
+) -> dict[str, float]:  # those of all processes, and "grad_norm", "lr"
     """Clip the gradient, set the rate, change the weights."""
     p = self.plan
     self.scaler.unscale_(self.optimizer)
-    limit = p.clip_grad or math.inf
-    norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-    if p.precision != "fp16":  # fp16 expects overflows, and the scaler leaves such steps out
-        check_finite(row | dict(grad_norm=norm), number + 1)
+    parameters = [weight for weight in self.model.parameters() if weight.grad is not None]
+    norm = nn.utils.get_total_norm([weight.grad for weight in parameters])
+    if p.clip_grad:
+        nn.utils.clip_grads_with_norm_(parameters, p.clip_grad, norm)
+    row = average(terms | dict(grad_norm=norm))  # the one place where a GPU is waited for
+    overflow = p.precision == "fp16" and not math.isfinite(row["grad_norm"])
+    check_finite(row | dict(grad_norm=0.0) if overflow else row, number + 1)
     share = lr_at(number, steps=p.steps, warmup=p.warmup, from_zero=p.warmup_from_zero)
     set_lr(self.optimizer, share)
     self.scaler.step(self.optimizer)
@@ -246,7 +269,7 @@ def update(
         clamp_temperature(self.model.clip.model.logit_scale, p.max_logit_scale)
     if self.average:
         self.average.update_parameters(self.model)
-    return row | dict(grad_norm=norm, lr=share * p.lr_new)
+    return row | dict(lr=share * p.lr_new)
 
 # %% ../nbs/06j_steps.ipynb #59d7444f
 def check_finite(

@@ -43,6 +43,13 @@ class CubeHook(FrameByFrame):
         """Attach a copy of the cube to every chunk."""
         return attach(tokens, self.cube(*tokens.shape[:2]))
 
+    def read(
+        self,
+        tokens: Tensor,  # (B,F,L+P,D)
+    ) -> Tensor:  # (B,F,1+P,D)
+        """Choose the tokens that are read after the last block: [CLS] and the prompts."""
+        return attach(tokens[:, :, :1], detach(tokens, self.cube.frames_per_chunk)[1])
+
 
 class SwitchHook(CubeHook):
     """Attach the prompt cube at the first block and switch it before every self-attention."""

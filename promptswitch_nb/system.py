@@ -156,7 +156,7 @@ def frame_vectors(
     frames: Tensor,  # (B,F,3,H,W)
 ) -> Tensor:  # (B,F,D)
     """Take each frame's [CLS] through the last LayerNorm."""
-    return self.clip.final_norm(self.clip.video_tokens(frames)[:, :, 0])
+    return self.clip.final_norm(self.clip.video_tokens(frames, read_only=True)[:, :, 0])
 
 
 @patch

@@ -199,7 +199,7 @@ def say(self: Trainer, text: str) -> None:
 @patch
 def train_step(self: Trainer, batch: dict) -> dict[str, float]:  # the row of the log
     """Make one step of a batch, cut into parts."""
-    ids = self.model.tokenize(batch["captions"])
+    ids = self.model.tokenize(batch["captions"]).cpu()  # where looking at them waits for nothing
     parts = min(self.config.accumulate, len(ids), max(1, len(ids) * world_size() // 2))
     frames = batch["frames"].to(self.device, non_blocking=True)
     cut = list(zip(frames.tensor_split(parts), ids.tensor_split(parts)))

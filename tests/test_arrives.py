@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from promptswitch_nb import preflight
+from promptswitch_nb.clip import CLIPTowers
 from promptswitch_nb.datasets import write_example
 from promptswitch_nb.model import PromptSwitch
 from promptswitch_nb.model import load_model
@@ -589,6 +590,17 @@ def test_the_precision_arrives_in_the_step(reads, tree):
         assert half != pytest.approx(full, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["compile", "recompute"])
+def test_how_blocks_are_run_arrives(name, run, tmp_path):
+    """What the options do to a step, and that they change no number: `test_speed.py`."""
+    asked = []
+    note = mock.patch.object(CLIPTowers, "choose_speed", lambda self, **given: asked.append(given))
+    with note:
+        run(steps=1, **{name: True})
+        run(steps=1, resume=False, output_dir=str(tmp_path / "plain"))
+    assert asked == [dict(compile=False, recompute=False) | {name: True}]
+
+
 def test_the_device_arrives(run):
     folder = run(steps=1, device="cpu")
     assert "CPU" in json.loads((folder / "run.json").read_text())["device"]
@@ -655,6 +667,8 @@ ELSEWHERE = dict(  # setting -> the test that shows how it arrives
     workers=test_the_processes_that_decode_are_as_many_as_asked,
     max_bad_share=test_the_share_of_bad_videos_is_the_setting,
     precision=test_the_precision_arrives_in_the_step,
+    compile=test_how_blocks_are_run_arrives,
+    recompute=test_how_blocks_are_run_arrives,
     output_dir=test_the_folder_of_the_run_is_the_setting,
     resume=test_a_run_goes_on_from_its_last_checkpoint,
     select_on=test_the_rule_chooses_the_checkpoint,

@@ -205,7 +205,7 @@ def test_uneven_parts_of_a_batch_have_the_caption_gradient_of_the_whole(small_ru
         assert [len(part) for _, part in parts] == [3, 3, 2]
         row = trainer.stepper.step(0, parts)
     trainer.log.close()
-    assert row["caption"] == pytest.approx(whole["caption"], rel=1e-5)
+    assert row["caption"].item() == pytest.approx(whole["caption"].item(), rel=1e-5)
     for parameter, gradient in zip(head, expected):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
 

@@ -208,7 +208,8 @@ def segment_tokens(
     """Run half of the tower on frames, cluster, run the other half on segments."""
     blocks, d = self.clip.model.visual.transformer.resblocks, self.config.frames_per_segment
     half = round(self.config.after * len(blocks))
-    x = run_blocks(blocks[:half], self.clip.frame_tokens(frames), self.clip.method)
+    method, run = self.clip.method, self.clip.run_block
+    x = run_blocks(blocks[:half], self.clip.frame_tokens(frames), method, run)
     whole, parts = (
         frames.shape[1] // d * d,
         [],
@@ -219,7 +220,7 @@ def segment_tokens(
             segments = self.cluster_segments(segments)
             parts.append(rearrange(segments, "(b s) l e -> b s l e", b=len(x)))
     x = torch.cat(parts, dim=1)
-    return run_blocks(blocks[half:], x, self.clip.method)
+    return run_blocks(blocks[half:], x, method, run)
 
 
 @patch

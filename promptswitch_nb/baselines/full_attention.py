@@ -44,4 +44,4 @@ def frame_vectors(
     frames: Tensor,  # (B,F,3,H,W)
 ) -> Tensor:  # (B,F,D)
     """Run the tokens of a video as one sequence; take each frame's [CLS] through the last norm."""
-    return self.clip.final_norm(self.clip.video_tokens(frames, self.hook)[:, :, 0])
+    return self.clip.final_norm(self.clip.video_tokens(frames, self.hook, read_only=True)[:, :, 0])

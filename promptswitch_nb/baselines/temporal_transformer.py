@@ -39,7 +39,8 @@ def frame_vectors(
     frames: Tensor,  # (B,F,3,H,W)
 ) -> Tensor:  # (B,F,D)
     """Encode frames by themselves, let their [CLS] attend to each other, apply the last norm."""
-    return self.clip.final_norm(self.temporal(self.clip.video_tokens(frames)[:, :, 0]))
+    cls = self.clip.video_tokens(frames, read_only=True)[:, :, 0]
+    return self.clip.final_norm(self.temporal(cls))
 
 
 @patch

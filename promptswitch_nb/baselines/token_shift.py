@@ -119,8 +119,9 @@ def shifted_tokens(
     """Run the first blocks on each frame alone, the last ones with shifts."""
     blocks = self.clip.model.visual.transformer.resblocks
     alone = len(blocks) - max(1, round(len(blocks) / 6))
-    x = run_blocks(blocks[:alone], self.clip.frame_tokens(frames), self.clip.method)
-    return self.clip.final_norm(run_blocks(blocks[alone:], x, self.hook))
+    run, tokens = self.clip.run_block, self.clip.frame_tokens(frames)
+    x = run_blocks(blocks[:alone], tokens, self.clip.method, run)
+    return self.clip.final_norm(run_blocks(blocks[alone:], x, self.hook, run))
 
 
 @patch

@@ -30,7 +30,7 @@ def word_features(
     x = clip.embed_text(ids if padding else trim_padding(ids, clip.end))
     W = x.shape[1]
     for block in clip.model.transformer.resblocks:
-        x = block(x, attn_mask=clip.model.attn_mask[:W, :W])
+        x = clip.run_text_block(block, x)
     words, mask = clip.model.ln_final(x) @ clip.model.text_projection, places < lengths[:, None]
     if not padding:
         words = F.pad(words, (0, 0, 0, ids.shape[1] - W)).masked_fill(~mask[..., None], 0)
