@@ -204,7 +204,9 @@ def cluster_segments(
 def segment_tokens(
     self: CenterCLIP,
     frames: Tensor,  # (B,F,3,H,W)
-) -> Tensor:  # (B,F',1+K,D) after the last block, before the last LayerNorm
+    *,
+    read_only: bool = False,  # give [CLS], and no others
+) -> Tensor:  # (B,F',1+K,D) or (B,F',1,D) after the last block, before the last LayerNorm
     """Run half of the tower on frames, cluster, run the other half on segments."""
     blocks, d = self.clip.model.visual.transformer.resblocks, self.config.frames_per_segment
     half = round(self.config.after * len(blocks))
@@ -220,7 +222,7 @@ def segment_tokens(
             segments = self.cluster_segments(segments)
             parts.append(rearrange(segments, "(b s) l e -> b s l e", b=len(x)))
     x = torch.cat(parts, dim=1)
-    return run_blocks(blocks[half:], x, method, run)
+    return run_blocks(blocks[half:], x, method, run, read_only=read_only)
 
 
 @patch
@@ -229,7 +231,7 @@ def frame_vectors(
     frames: Tensor,  # (B,F,3,H,W)
 ) -> Tensor:  # (B,F',D)
     """Take each segment's [CLS] through the last LayerNorm."""
-    return self.clip.final_norm(self.segment_tokens(frames)[:, :, 0])
+    return self.clip.final_norm(self.segment_tokens(frames, read_only=True)[:, :, 0])
 
 # %% ../../nbs/baselines/04_centerclip.ipynb #6d2d1f6c
 @patch

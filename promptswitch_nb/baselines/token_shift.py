@@ -115,13 +115,16 @@ class TokenShift(VideoCLIP):
 def shifted_tokens(
     self: TokenShift,
     frames: Tensor,  # (B,F,3,H,W)
-) -> Tensor:  # (B,F,L,D) after the last LayerNorm
+    *,
+    read_only: bool = False,  # give [CLS], and no others
+) -> Tensor:  # (B,F,L,D) or (B,F,1,D) after the last LayerNorm
     """Run the first blocks on each frame alone, the last ones with shifts."""
     blocks = self.clip.model.visual.transformer.resblocks
     alone = len(blocks) - max(1, round(len(blocks) / 6))
     run, tokens = self.clip.run_block, self.clip.frame_tokens(frames)
     x = run_blocks(blocks[:alone], tokens, self.clip.method, run)
-    return self.clip.final_norm(run_blocks(blocks[alone:], x, self.hook, run))
+    x = run_blocks(blocks[alone:], x, self.hook, run, read_only=read_only)
+    return self.clip.final_norm(x)
 
 
 @patch
@@ -130,7 +133,7 @@ def frame_vectors(
     frames: Tensor,  # (B,F,3,H,W)
 ) -> Tensor:  # (B,F,D)
     """Take each frame's [CLS]."""
-    return self.shifted_tokens(frames)[:, :, 0]
+    return self.shifted_tokens(frames, read_only=True)[:, :, 0]
 
 # %% ../../nbs/baselines/05_token_shift.ipynb #5aaca6e2
 def soft_top_k(
