@@ -60,6 +60,7 @@ setup(
         "milvus": cfg["milvus_requirements"].split(),
         "siglip": cfg["siglip_requirements"].split(),
         "ray": cfg["ray_requirements"].split(),
+        "frames": cfg["frames_requirements"].split(),
         "docs": cfg["docs_requirements"].split(),
     },
     entry_points={

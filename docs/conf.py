@@ -63,7 +63,7 @@ SCROLL = """addEventListener("DOMContentLoaded", () => {
 
 # A chapter goes from the notebook named here to the next one named.
 CHAPTERS = {
-    "00_clip": "The method",
+    "00_captions": "The method",
     "05b_frames": "Video and data",
     "05g_released": "The model",
     "06a_formats": "Datasets and metrics",

@@ -225,7 +225,7 @@ def _stored(self: VideoIndex, ids: list[str], filter: Filter) -> Found:
     vectors = _matrix(table["vector"])[torch.from_numpy(keep)] if len(table) else torch.empty(0)
     return Found(ids.tolist(), *picked, np.zeros(len(ids), np.float32), vectors)
 
-
+# %% ../nbs/08l_catalogue.ipynb #5dbc4b80
 @patch
 def _whole(self: VideoIndex, names: list[str], filter: Filter) -> Found:
     """Take all windows of some files that may be found; they have no score yet."""

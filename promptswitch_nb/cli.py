@@ -68,6 +68,10 @@ COMMANDS = {
         "print what a data tree has, lacks and cannot decode",
         f"{PACKAGE}.cli:check_data",
     ),
+    "cache": Command(
+        "decode the videos of a dataset once, into a store of frames to train from",
+        f"{PACKAGE}.caching:main",
+    ),
     "train": Command(
         "train a model: --config FILE --<setting> VALUE …",
         f"{PACKAGE}.train:main",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DatasetName', 'PRESETS', 'D6', 'OPTIONAL', 'ModelOptions', 'known_dataset', 'DataOptions', 'StepOptions',
-           'RunOptions', 'is_path', 'TrainConfig', 'EvaluateConfig', 'notebook_parameters']
+           'RunOptions', 'is_path', 'check_store_folder', 'TrainConfig', 'EvaluateConfig', 'notebook_parameters']
 
 # %% ../nbs/06e_config.ipynb #860244b2
 import os
@@ -83,6 +83,7 @@ class DataOptions(Settings):
     test_sampler: Literal[SAMPLING_MODES] | None = None  # which frames in a test (D15)
     repeats: Literal["keep", "drop", "defer"] | None = None  # a video twice in a batch (D16)
     cache: bool | None = None  # keep decoded training videos in memory; for small data only
+    frame_store: str = ""  # folder made by `promptswitch cache`; "": decode the video files
     workers: NonNegativeInt | None = None  # processes that decode; 0: the training process itself
     max_bad_share: Share = 0.01  # stop when more of the videos than this cannot be decoded
 
@@ -207,6 +208,17 @@ def is_path(
 OPTIONAL = ("variant", "model_options", "max_words", "progress", "device")  # None says something
 
 
+def check_store_folder(
+    folder: str,  # setting `frame_store`
+) -> None:
+    """Refuse a frame store that is not there."""
+    if folder and not Path(folder).is_dir():
+        raise ConfigError(
+            f"frame_store {folder} is no folder: make it with `promptswitch cache DATASET "
+            f"--root DATA_ROOT --out {folder}`, or leave it away to decode the video files."
+        )
+
+# %% ../nbs/06e_config.ipynb #44bed41d
 @settings
 class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
     """Hold everything that a run depends on; a None is filled in from the preset."""
@@ -219,6 +231,8 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
         filled = {name: value for name, value in values.items() if value is not None}
         preset = filled.get("preset", "paper")
         values = (PRESETS[preset] if preset in [*PRESETS] else {}) | filled
+        if filled.get("frame_store") and "cache" not in filled:
+            values["cache"] = False
         with suppress(DataError):  # `known_dataset` will say it
             if not get_format(str(values.get("dataset"))).mirrors and "flip" not in filled:
                 values["flip"] = False
@@ -234,6 +248,10 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
             raise ValueError(
                 f"accumulate is {self.accumulate} for a batch_size of {self.batch_size}: a part "
                 "of one pair trains nothing, choose parts of 2 pairs or more."
+            )
+        if self.cache and self.frame_store:
+            raise ValueError(
+                "cache keeps decoded videos in memory, frame_store on the disk: choose one."
             )
         if self.select_on != "last" and not self.evals_per_epoch + self.eval_every:
             raise ValueError(
@@ -252,6 +270,7 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
             raise ConfigError(
                 f"data_root {self.data_root} is no folder: set it to the folder of {self.dataset}."
             )
+        check_store_folder(self.frame_store)
         goes_on = self.resume and Path(self.output_dir, "last").exists()
         missing = is_path(self.pretrained) and not Path(self.pretrained).expanduser().exists()
         if missing and not goes_on:  # a run that goes on has its weights in its checkpoint
@@ -269,6 +288,7 @@ class EvaluateConfig(Settings):
     dataset: DatasetName  # name of a dataset, such as msrvtt
     data_root: str  # folder of the dataset
     variant: str = ""  # of the dataset, such as 9k; "": its usual one
+    frame_store: str = ""  # folder made by `promptswitch cache`; "": decode the video files
     split: str = "test"  # train, val or test
     n_frames: PositiveInt | None = None  # F, frames of a video; None: as the model says
     batch_size: PositiveInt = 32  # videos encoded at a time
@@ -287,6 +307,10 @@ class EvaluateConfig(Settings):
             if not Path(getattr(self, name)).is_dir():
                 raise ValueError(f"{name}={getattr(self, name)!r} is not a folder: give its path.")
         return self
+
+    def check_files(self) -> None:
+        """Refuse a frame store that is not there."""
+        check_store_folder(self.frame_store)
 
 # %% ../nbs/06e_config.ipynb #af4c9f90
 def notebook_parameters(

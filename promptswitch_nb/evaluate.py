@@ -42,6 +42,7 @@ from .samples import BadVideos
 from .samples import GalleryDataset
 from .settings import ConfigError
 from .settings import read_arguments
+from .setup import find_store
 from .shapes import motion_pairs
 from .video import open_video
 from .video import read_frames
@@ -158,6 +159,7 @@ def run_name(
     parts += [
         c.variant,
         c.preset,
+        "stored" if c.frame_store else "",
         f"{c.n_frames}frames" if c.n_frames else "",
         f"rerank{c.rerank}" if c.rerank else "",
     ]
@@ -167,6 +169,7 @@ def run_name(
 def _computed_from(results: dict) -> dict:
     """Collect all that the numbers of an evaluation depend on."""
     config = {name: results["config"][name] for name in ("dataset", "split", "variant", "rerank")}
+    config["stored"] = bool(results["config"].get("frame_store"))  # an old file lacks it
     root = os.path.abspath(results["config"]["data_root"])
     seen = dataclasses.asdict(Preprocess()) | results["preprocess"]  # an old file may lack a field
     return dict(weights=results.get("weights"), **config, data_root=root) | seen
@@ -239,7 +242,7 @@ def _encode(
     """Encode a split, and list the videos that cannot be decoded."""
     c = config
     pairs = load_pairs(c.dataset, c.data_root, c.split, variant=c.variant or None)
-    gallery = GalleryDataset(pairs, model.preprocess)
+    gallery = GalleryDataset(pairs, model.preprocess, store=find_store(c))
     listed = file.with_name(f"{file.stem}-bad_videos.csv")
     bad = BadVideos(listed, len(gallery), max_share=c.max_bad_share)
     encoded = encode_split(model, gallery, batch_size=c.batch_size, workers=c.workers)

@@ -90,18 +90,21 @@ def normalise(
     std: tuple[float, ...] = CLIP_STD,  # of each colour
 ) -> Tensor:  # (F, 3, S, S) float32
     """Scale colours as CLIP's training images were scaled."""
-    centred = pictures.float() / 255 - torch.tensor(mean).view(3, 1, 1)
-    return (centred / torch.tensor(std).view(3, 1, 1)).contiguous()
+    mean, std = (torch.tensor(each, device=pictures.device).view(3, 1, 1) for each in (mean, std))
+    return ((pictures.float() / 255 - mean) / std).contiguous()
 
 
 def resize(
-    frames: np.ndarray,  # (F, H, W, 3) uint8
+    frames: np.ndarray | Tensor,  # (F, H, W, 3) uint8
     size: tuple[int, int],  # (h, w)
     interpolation: str = "bicubic",  # or bilinear
 ) -> Tensor:  # (F, 3, h, w) uint8
     """Resize pictures, antialiased."""
     pictures = rearrange(torch.as_tensor(frames), "f h w c -> f c h w")
-    return interpolate(pictures, size=size, mode=interpolation, antialias=True)
+    scale = partial(interpolate, size=size, mode=interpolation, antialias=True)
+    if pictures.device.type == "cpu":
+        return scale(pictures)
+    return scale(pictures.float()).round().clamp(0, 255).byte()  # a GPU has no such bytes
 
 # %% ../nbs/05b_frames.ipynb #5ebf33ad
 def whole_frame(

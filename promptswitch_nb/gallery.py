@@ -29,6 +29,7 @@ from .metrics import expected_rank
 from .metrics import summarise
 from .samples import GalleryDataset
 from .samples import Queries
+from .samples import collate
 from .samples import each_batch
 from .samples import loader_options
 from .system import VideoCLIP
@@ -243,9 +244,9 @@ def sample_captions(
     samples = [sample for sample in samples if sample["frames"] is not None]
     if not samples:
         return []
-    frames = torch.stack([sample["frames"] for sample in samples])
+    frames = collate(samples)["frames"].to(model.clip.device)
     with evaluating(model):
-        captions = model.caption(frames.to(model.clip.device))
+        captions = model.caption(frames)
     return [
         dict(
             video_id=sample["video_id"],

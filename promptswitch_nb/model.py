@@ -306,7 +306,7 @@ def next_word_logits(
         hidden = self.captioner.hidden(words, memory)
         return self.captioner.output(hidden[predicted_tokens(ids, end=self.clip.end)])
 
-
+# %% ../nbs/06_model.ipynb #a8cc820a
 @patch
 @torch.no_grad()
 def embed_words(

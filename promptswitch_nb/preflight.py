@@ -15,6 +15,7 @@ from .datasets import load_pairs
 from .gallery import encode_split
 from .gallery import gallery_metrics
 from .samples import GalleryDataset
+from .setup import find_store
 from .system import make_system
 
 # %% ../nbs/06k_preflight.ipynb #ea2dacb8
@@ -99,7 +100,8 @@ def preflight(
     model = make_system("clip_mean", towers)
     model.preprocess = model.preprocess.changed(transform="crop", test_frames=N_FRAMES)
     pairs = load_pairs(config.dataset, config.data_root, "test", variant=config.variant)
-    encoded = encode_split(model, GalleryDataset(pairs, model.preprocess), workers=config.workers)
+    gallery = GalleryDataset(pairs, model.preprocess, store=find_store(config))
+    encoded = encode_split(model, gallery, workers=config.workers)
     metrics = gallery_metrics(encoded)
     found = Preflight(
         recall=metrics["t2v/R@1"],

@@ -236,6 +236,7 @@ def find_run(
     both_paths = is_path(then["pretrained"]) and is_path(now["pretrained"])
     for name in now:
         moved = name in MAY_CHANGE or (name == "pretrained" and both_paths)
+        moved |= name == "frame_store" and bool(then[name] and now[name])
         if not moved and then[name] != now[name]:
             raise ConfigError(
                 f"the run in {folder} has {name}: {then[name]}, the config now says "
@@ -257,16 +258,16 @@ def claim_folder(
 @contextmanager
 def hold_folder(
     folder: str | Path,  # of a run; is made where it is missing
+    work: str = "training",  # what is done there
 ) -> Iterator[None]:
-    """Keep other processes out of a run's folder inside a `with` block."""
+    """Keep other processes out of a folder inside a `with` block."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     lock = FileLock(Path(folder, ".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
-            f"another process is training in {folder}: wait for its end, or choose another "
-            "output_dir."
+            f"another process is {work} in {folder}: wait for its end, or choose another folder."
         ) from None
     except (OSError, NotImplementedError) as error:
         warnings.warn(

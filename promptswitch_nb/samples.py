@@ -27,7 +27,9 @@ from .annotations import Pair
 from .annotations import printable
 from .annotations import read_table
 from .files import write_csv
+from .frame_store import FrameStore
 from .frames import Preprocess
+from .raw_frames import RawFrames
 from .video import VideoError
 from .video import VideoReader
 from .video import open_video
@@ -63,8 +65,9 @@ class FrameSource:
         *,
         train: bool,  # sample and transform as in training
         cache: bool = False,  # keep in memory what was read; for small data only
+        store: FrameStore | None = None,  # read frames from there instead of from the files
     ):
-        self.preprocess, self.train = preprocess, train
+        self.preprocess, self.train, self.store = preprocess, train, store
         fixed = preprocess.is_fixed  # nothing is drawn: keep finished frames instead of clips
         self.clips = {} if cache and not fixed else None  # path -> decoded clip
         self.finished = {} if cache and fixed else None  # path -> frames
@@ -86,13 +89,20 @@ def __call__(
     self: FrameSource,
     path: str,  # a video file
     rng: np.random.Generator,  # draws the frames and seeds the transform
-) -> Tensor:  # (F, 3, H, W)
+    *,
+    video_id: str = "",  # its name in the store
+) -> Tensor | RawFrames:  # (F, 3, H, W); from a store, what becomes that on the device
     """Read, sample and transform."""
     if self.finished is not None and path in self.finished:
         return self.finished[path]
     choose = partial(self.preprocess.choose_frames, train=self.train, rng=rng)
-    frames = read_frames(self.open(path), choose)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    reader = self.store.open(video_id, path) if self.store else self.open(path)
+    frames = read_frames(reader, choose)
+    seed = int(rng.integers(2**63))
+    if self.store:
+        pixels = torch.from_numpy(frames).flatten()
+        return RawFrames(self.preprocess, pixels, [frames.shape[:3]], [seed], train=self.train)
+    generator = torch.Generator().manual_seed(seed)
     frames = self.preprocess.to_input(frames, train=self.train, generator=generator)
     if self.finished is not None:
         self.finished[path] = frames
@@ -109,11 +119,14 @@ class VideoTextDataset(Dataset):
         *,
         seed: int = 0,  # of everything random
         cache: bool = False,  # keep decoded clips in memory; each worker keeps its own
+        store: FrameStore | None = None,  # read frames from there instead of from the files
         max_tries: int = 10,  # pairs to try until one can be decoded
     ):
         self.pairs, self.seed, self.max_tries = list(pairs), seed, max_tries
         self.preprocess = preprocess
-        self.source = FrameSource(preprocess, train=True, cache=cache)
+        self.source = FrameSource(preprocess, train=True, cache=cache, store=store)
+        if store:
+            store.check(self.pairs, preprocess, train=True)
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def __len__(self):
@@ -138,7 +151,7 @@ def __getitem__(
         rng = np.random.default_rng([self.seed, int(self._epoch), index, attempt])
         pair = self.pairs[rng.integers(len(self.pairs)) if attempt else index]
         try:
-            frames = self.source(pair.path, rng)
+            frames = self.source(pair.path, rng, video_id=pair.video_id)
         except VideoError as error:
             bad.append((pair.video_id, pair.path, error.reason))
         else:
@@ -158,11 +171,13 @@ def __getitem__(
 # %% ../nbs/05e_samples.ipynb #14c26cc8
 def collate(
     samples: list[dict],  # of a `VideoTextDataset` or a `GalleryDataset`
-) -> dict:  # frames (B, F, 3, H, W) or None, captions, video_ids, index (B,), bad
+) -> dict:  # frames (B, F, 3, H, W) or raw or None, captions, video_ids, index (B,), bad
     """Join samples into a batch; a sample without frames leaves only its failure."""
     whole = [sample for sample in samples if sample["frames"] is not None]
+    frames = [sample["frames"] for sample in whole]
+    join = RawFrames.joined if frames and isinstance(frames[0], RawFrames) else torch.stack
     return dict(
-        frames=_to_send(torch.stack([sample["frames"] for sample in whole])) if whole else None,
+        frames=_to_send(join(frames)) if frames else None,
         captions=[sample["caption"] for sample in whole if "caption" in sample],
         video_ids=[sample["video_id"] for sample in whole],
         index=_to_send(torch.tensor([sample["index"] for sample in whole], dtype=torch.long)),
@@ -170,7 +185,7 @@ def collate(
     )
 
 
-def _to_send(values: Tensor) -> Tensor:
+def _to_send(values: Tensor | RawFrames) -> Tensor | RawFrames:
     """Put what a worker sends into shared memory here, where a failure can still be told."""
     if get_worker_info() is None:
         return values
@@ -240,6 +255,7 @@ class GalleryDataset(Dataset):
         mode: str = "uniform",  # which frames, see `SAMPLING_MODES`
         preset: str = "paper",  # whose transform: official or paper (D14)
         seed: int = 0,  # of the frames, where they are drawn
+        store: FrameStore | None = None,  # read frames from there instead of from the files
     ):
         self.pairs, self.seed = list(pairs), seed
         self.videos = list({pair.video_id: pair for pair in self.pairs}.values())
@@ -251,7 +267,9 @@ class GalleryDataset(Dataset):
             test_frames=n_frames,
             frames_per_chunk=frames_per_chunk,
         )
-        self.source = FrameSource(self.preprocess, train=False)
+        self.source = FrameSource(self.preprocess, train=False, store=store)
+        if store:
+            store.check(self.pairs, self.preprocess)
 
     def __len__(self):
         return len(self.videos)
@@ -263,7 +281,8 @@ class GalleryDataset(Dataset):
         """Make the sample of a video."""
         pair, frames, bad = self.videos[index], None, []
         try:
-            frames = self.source(pair.path, np.random.default_rng([self.seed, index]))
+            rng = np.random.default_rng([self.seed, index])
+            frames = self.source(pair.path, rng, video_id=pair.video_id)
         except VideoError as error:
             bad.append((pair.video_id, pair.path, error.reason))
         return dict(frames=frames, video_id=pair.video_id, index=index, bad=bad)

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+# %% ../nbs/07_train.ipynb #646812a7
 from .annotations import DataError
 from .annotations import Pair
 from .batches import EpochBatches
@@ -60,6 +61,7 @@ from .samples import loader_options
 from .settings import ConfigError
 from .settings import read_arguments
 from .setup import build_model
+from .setup import find_store
 from .setup import make_data_if_missing
 from .setup import make_gallery as make_gallery
 from .setup import training_pairs
@@ -112,7 +114,8 @@ class Trainer:
 def make_data(self: Trainer, pairs: list[Pair]) -> None:
     """Make the training set, the plan of its batches, and the gallery; count the steps."""
     c, seen = self.config, self.model.preprocess
-    self.data = VideoTextDataset(pairs, seen, seed=c.seed, cache=c.cache)
+    store = find_store(c)
+    self.data = VideoTextDataset(pairs, seen, seed=c.seed, cache=c.cache, store=store)
     self.gallery = make_gallery(c, seen)
     self.plan = EpochBatches(
         pairs,

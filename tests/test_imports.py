@@ -15,6 +15,7 @@ PACKAGE = "promptswitch_nb"
 
 # The rooms in the order of their notebooks, which is the order of reading.
 ROOMS = [
+    "tokens",
     "clip",
     "reading",
     "weights",
@@ -32,10 +33,14 @@ ROOMS = [
     "frames",
     "writing",
     "probe",
+    "raw_frames",
     "video",
     "annotations",
     "video_files",
+    "kept_frames",
+    "frame_store",
     "samples",
+    "apart",
     "batches",
     "released",
     "system",
@@ -52,6 +57,7 @@ ROOMS = [
     "config",
     "distributed",
     "runs",
+    "caching",
     "setup",
     "steps",
     "preflight",
@@ -67,6 +73,7 @@ ROOMS = [
     "asking",
     "efficiency",
     "ablations",
+    "speed",
     "mteb",
 ]
 # These take tensors and plain numbers, and know no model and no config.
@@ -77,14 +84,15 @@ CORE = ROOMS[: ROOMS.index("model") + 1]
 SHARED = {f"{PACKAGE}.baselines.shared", f"{PACKAGE}.baselines.words"}
 # These start something; no other room imports them.
 ENDS = {
-    *("train", "evaluate", "studies", "demo", "reproduce", "cli"),
-    *("efficiency", "ablations", "mteb", "serve", "asking"),
+    *("train", "evaluate", "studies", "demo", "reproduce", "cli", "caching"),
+    *("efficiency", "ablations", "speed", "mteb", "serve", "asking"),
 }
 NAMES = {"open_clip_torch": "open_clip", "PyYAML": "yaml", "pillow": "PIL"}  # if different
 # Rooms that may import more, and which keys of settings.ini say what.
 SEARCH = ["rows", "encode", "shards", "vector_store", "lance_store", "milvus", "indexing"]
 SEARCH += ["guard", "answers", "serve"]
 EXTRAS = {"mteb": ["mteb_requirements"]} | {room: ["search_requirements"] for room in SEARCH}
+EXTRAS |= {room: ["frames_requirements"] for room in ("kept_frames", "frame_store")}
 EXTRAS["milvus"] = ["search_requirements", "milvus_requirements"]
 EXTRAS["shards"] = ["search_requirements", "ray_requirements"]
 
