@@ -30,6 +30,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from promptswitch_nb import preflight
+from promptswitch_nb.caching import CacheConfig
+from promptswitch_nb.caching import cache as make_store
 from promptswitch_nb.clip import CLIPTowers
 from promptswitch_nb.datasets import write_example
 from promptswitch_nb.model import PromptSwitch
@@ -551,6 +553,15 @@ def test_a_cache_saves_the_second_reading(run, tmp_path):
     assert opened[False] == {path: 4 * count for path, count in opened[True].items()}
 
 
+def test_the_frames_come_from_the_store_that_is_named(run, tree, tmp_path):
+    place, data = str(tmp_path / "frames"), str(tree / "data")
+    pytest.importorskip("simplejpeg")
+    make_store(CacheConfig(dataset="folder", root=data, out=place, frames=0, workers=0))
+    with mock.patch("av.open", side_effect=AssertionError("a file was read")):
+        folder = run(frame_store=place, cache=None, select_on="val", eval_every=1, steps=2)
+    assert [*evaluations(folder)] == [1, 2]
+
+
 def test_the_processes_that_decode_are_as_many_as_asked(run):
     asked, really = [], DataLoader.__init__
 
@@ -664,6 +675,7 @@ ELSEWHERE = dict(  # setting -> the test that shows how it arrives
     test_frames=test_a_setting_arrives_in_the_validation,
     test_sampler=test_a_setting_arrives_in_the_validation,
     cache=test_a_cache_saves_the_second_reading,
+    frame_store=test_the_frames_come_from_the_store_that_is_named,
     workers=test_the_processes_that_decode_are_as_many_as_asked,
     max_bad_share=test_the_share_of_bad_videos_is_the_setting,
     precision=test_the_precision_arrives_in_the_step,

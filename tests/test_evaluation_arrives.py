@@ -20,6 +20,8 @@ from conftest import small_model
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from promptswitch_nb.caching import CacheConfig
+from promptswitch_nb.caching import cache as make_store
 from promptswitch_nb.datasets import Pair
 from promptswitch_nb.datasets import write_example
 from promptswitch_nb.evaluate import EvaluateConfig
@@ -164,6 +166,18 @@ def test_as_many_videos_are_encoded_at_a_time(size, expected, run):
     assert sizes == expected
 
 
+def test_the_frames_come_from_the_store_that_is_named(run, tree, tmp_path):
+    place, data = str(tmp_path / "frames"), str(tree / "data")
+    pytest.importorskip("simplejpeg")
+    make_store(CacheConfig(dataset="folder", root=data, out=place, frames=0, workers=0))
+    _, from_files = run()
+    with mock.patch("av.open", side_effect=AssertionError("a file was read")):
+        results, from_store = run(frame_store=place)
+    assert results["run"].endswith("-stored") and results["config"]["frame_store"] == place
+    vectors = [found.video["pooled"] for found in (from_files, from_store)]
+    assert torch.cosine_similarity(*vectors).min() > 0.98
+
+
 def test_the_processes_that_decode_are_as_many_as_asked(run):
     asked, really = [], DataLoader.__init__
 
@@ -268,6 +282,7 @@ ELSEWHERE = dict(  # setting -> the test that shows how it arrives
     data_root=test_the_dataset_and_its_variant_arrive,
     variant=test_the_dataset_and_its_variant_arrive,
     batch_size=test_as_many_videos_are_encoded_at_a_time,
+    frame_store=test_the_frames_come_from_the_store_that_is_named,
     workers=test_the_processes_that_decode_are_as_many_as_asked,
     rerank=test_only_the_first_are_ranked_again,
     memory_mb=test_the_memory_decides_the_blocks_and_not_the_numbers,

@@ -175,6 +175,10 @@ def test_the_nearest_frame_is_given(tmp_path):
         assert np.abs(stored.frames(wanted) - decoded[closest].astype(int)).max() <= 2
         rows = store._rows("part-00000.parquet", 0)
         assert len(rows) == min(ROWS, len(kept))
+        both = {name: compress_video(path, plan) for name in ("grey", "again")}
+        write_part(tmp_path / f"{plan.frames}", both, plan)  # a video after one of several groups
+        again = FrameStore(tmp_path / f"{plan.frames}").open("again")
+        assert (again.frames(wanted) == stored.frames(wanted)).all()
 
 
 def test_pictures_are_made_smaller_and_never_larger(tmp_path):
@@ -286,6 +290,14 @@ class TestFaults:
         with pytest.raises(DataError, match="part-00001.parquet is damaged"):
             for name in names:
                 store.open(name).frames(np.arange(len(store.open(name))))
+
+    def test_a_part_that_was_removed_is_made_again(self, data, usual, tmp_path):
+        folder = shutil.copytree(usual.folder, tmp_path / "store")
+        before = contents(folder)
+        Path(folder, "part-00001.parquet").unlink()
+        assert len(contents(folder)) < len(before)
+        cache(config(data, folder))
+        assert contents(folder) == before
 
     def test_small_pictures_are_refused_for_a_large_model(self, data, usual):
         pairs = load_pairs("msrvtt", data, "test")
