@@ -252,6 +252,7 @@ class TestFaults:
         assert gallery[0]["frames"].to("cpu").shape == (1, 12, 3, 32, 32)
         cache(config(copied, tmp_path / "there"))  # nothing is lost by it
         assert FrameStore(tmp_path / "there").entries.keys() == store.entries.keys()
+        assert not FrameStore(tmp_path / "there").bad
 
     def test_bad_videos_are_listed_and_replaced_as_from_files(self, copied, tmp_path, capsys):
         pairs = load_pairs("msrvtt", copied, "train")
