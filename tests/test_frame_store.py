@@ -264,6 +264,8 @@ class TestFaults:
         assert f"bad: {gone.video_id}, {gone.path}: " in capsys.readouterr().out
         with pytest.raises(VideoError):
             store.open(gone.video_id, gone.path)
+        cache(config(copied, tmp_path / "store", frames=0))
+        assert capsys.readouterr().out.startswith("0 of ")  # not tried again unless mended
         seen = VIEWS["random"]
         files, stored = VideoTextDataset(pairs, seen), VideoTextDataset(pairs, seen, store=store)
         for i in range(len(pairs)):
