@@ -469,7 +469,7 @@ class TestRuns:
             train(TrainConfig.from_dict(small_run | dict(resume=True)))
 
     def test_memory_and_store_exclude_each_other(self, small_run, tmp_path):
-        with pytest.raises(ConfigError, match="choose one of the two"):
+        with pytest.raises(ConfigError, match="choose one"):
             TrainConfig.from_dict(small_run | dict(frame_store=str(tmp_path), cache=True))
 
     def test_a_folder_without_a_store(self, small_run, tmp_path):
