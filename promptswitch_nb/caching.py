@@ -6,7 +6,6 @@
 __all__ = ['SAMPLE', 'CacheConfig', 'store_plan', 'videos_of', 'spread_first', 'check_room', 'cache', 'main']
 
 # %% ../nbs/06ga_caching.ipynb #394587e3
-import os
 import shutil
 import time
 from functools import partial
@@ -21,6 +20,7 @@ from pydantic import PositiveInt
 from .annotations import DataError
 from .annotations import printable
 from .apart import Failed
+from .apart import cores
 from .apart import in_processes
 from .config import DatasetName
 from .datasets import load_pairs
@@ -144,11 +144,6 @@ class _Filling:
         )
 
 # %% ../nbs/06ga_caching.ipynb #cb90c740
-def _cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cache(
     config: CacheConfig,
 ) -> Path:  # the folder of the store
@@ -174,7 +169,7 @@ def cache(
         print(f"{len(left):,} of {len(videos):,} videos to decode", end=", ")
         print(f"{len(videos) - len(left):,} done before, {len(listed):,} of them bad", flush=True)
         filling = _Filling(config, len(left), bad)
-        workers = _cores() if config.workers is None else config.workers
+        workers = cores() if config.workers is None else config.workers
         options = dict(workers=min(workers, len(left)), seconds=config.seconds)
         work, paths = partial(compress_video, plan=plan), {name: videos[name] for name in left}
         for name, video in in_processes(work, paths, **options):

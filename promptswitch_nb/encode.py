@@ -34,6 +34,7 @@ from torch.utils.data import IterableDataset
 from torch.utils.data import get_worker_info
 
 from .annotations import DataError
+from .apart import cores
 from .distributed import find_device
 from .frames import Preprocess
 from .gallery import HALF
@@ -251,11 +252,7 @@ def spare_cores(
     asked: int | None = None,  # processes that shall decode; None: as many as are useful
 ) -> int:
     """Count the processes that decode: one for each core but the encoder's, at most 8."""
-    if asked is not None:
-        return asked
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    return min(cores - 1, 8)
+    return min(cores() - 1, 8) if asked is None else asked
 
 
 def events_of(

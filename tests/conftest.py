@@ -1,6 +1,7 @@
 """What several tests need: a tiny model to start from, and a tiny data tree."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,30 @@ def ordinary_priority() -> Iterator[None]:
     yield
     if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+class SmallDisk:
+    """A disk in memory, for what happens when it is full."""
+
+    def __init__(self, place: Path):
+        self.place = place
+
+    def resize(self, size: str) -> None:
+        """Give it another size, such as 9m."""
+        subprocess.run(["mount", "-o", f"remount,size={size}", self.place], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Mount a disk of nine megabytes, where that is allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    may = hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("mount")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", place]
+    if not may or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield SmallDisk(place)
+    subprocess.run(["umount", "-l", place], check=True)
 
 
 pytest.register_assert_rewrite("golden", "golden_systems")
