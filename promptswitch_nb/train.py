@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .annotations import DataError
 from .annotations import Pair
 from .batches import EpochBatches
+from .command import Meter
 from .command import command_line
 from .config import TrainConfig as TrainConfig
 from .distributed import gather_objects
@@ -220,7 +221,8 @@ def model_to_keep(self: Trainer) -> VideoCLIP:
 def measure(self: Trainer) -> tuple[dict, list[dict]]:  # metrics, captions
     """Rank the gallery, and let the model describe some of its videos."""
     c, model = self.config, self.model_to_keep()
-    found = encode_split(model, self.gallery, workers=c.workers, precision=c.precision)
+    options = dict(workers=c.workers, precision=c.precision, progress=c.progress)
+    found = encode_split(model, self.gallery, **options)
     self.bad.add(found.failures)
     captions = sample_captions(model, self.gallery, c.caption_samples)
     return gallery_metrics(found), captions
@@ -288,15 +290,14 @@ def run(self: Trainer) -> None:
     """Train to the end."""
     p, batches, begin = self.progress, self.batches(), time.monotonic() - self.progress.seconds
     self.model.train()
-    with self.progress_bar() as bar:
+    with self.meter() as meter:
         while p.step < self.steps:
             batch = next(batches)
             terms = self.train_step(batch)
             before, p.seconds = p.seconds, time.monotonic() - begin
             p.step += 1
             self.failures += batch["bad"]
-            bar.set_postfix(loss=f"{terms['loss']:.3f}", refresh=False)
-            bar.update()
+            meter.add(note=f"loss {terms['loss']:.3f}, lr {terms['lr']:.1e}")
             speed = world_size() * len(batch["captions"]) / (p.seconds - before)
             self.after_step(terms | dict(epoch=p.epoch, videos_per_second=speed))
     if self.config.select_on == "last" and p.best is None:
@@ -324,11 +325,10 @@ def after_step(self: Trainer, row: dict[str, float]) -> None:
 
 
 @patch
-def progress_bar(self: Trainer) -> tqdm:
-    """Make the progress bar: loss, rate, time left."""
+def meter(self: Trainer) -> Meter:
+    """Make what shows steps, loss, learning rate and the time left, once for all processes."""
     shown = self.config.progress if rank() == 0 else False
-    hidden = None if shown is None else not shown  # None: shown only on a terminal
-    return tqdm(total=self.steps, initial=self.progress.step, unit="step", disable=hidden)
+    return Meter("training", self.steps, "step", done=self.progress.step, shown=shown)
 
 # %% ../nbs/07_train.ipynb #be20bb41
 @patch
