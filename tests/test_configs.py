@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import small_settings
 
+from promptswitch_nb.config import EvaluateConfig
 from promptswitch_nb.formats import FORMATS
 from promptswitch_nb.model import PromptSwitch
 from promptswitch_nb.model import load_model
@@ -171,3 +172,54 @@ def test_a_dataset_of_another_package_is_named_by_its_import_path(small_run):
     assert training_pairs(strange) == training_pairs(known)
     with pytest.raises(ConfigError, match=r"choose one of msrvtt.*no attribute 'STRANGER'"):
         TrainConfig.from_dict(settings | dict(dataset="test_configs:STRANGER"))
+
+
+WRONG = {
+    "there is no setting 'lr_clop': did you mean lr_clip": dict(lr_clop=1),
+    "batch_size is 'eight': input should be a valid integer": dict(batch_size="eight"),
+    "there is no setting 'zebra': the settings are": dict(zebra=0),
+    "preset is 'papper': input should be 'paper', 'official' or 'smoke'": dict(preset="papper"),
+    "preset is ['paper']: input should be 'paper'": dict(preset=["paper"]),
+    "repeats is 'skip': input should be 'keep', 'drop' or 'defer'": dict(repeats="skip"),
+    "batch_size is 1: input should be greater than or equal to 2": dict(batch_size=1),
+    "accumulate is 99 for a batch_size of 128: a part of one pair": dict(accumulate=99),
+    "grad_cache joins the parts of a batch, and accumulate is 1": dict(grad_cache=True),
+    "seed is True: input should not be true or false": dict(seed=True),
+    "resume is 'perhaps': input should be a valid boolean": dict(resume="perhaps"),
+    "ema is 1.5: input should be less than 1": dict(ema=1.5),
+    "output_dir has no value": dict(output_dir=None),
+    "dataset has no value": dict(dataset=None),
+    "dataset is 'msdv': choose one of msrvtt, msvd": dict(dataset="msdv"),
+    "data_root no/where is no folder: set it to the folder of msvd": dict(data_root="no/where"),
+    "pretrained no/where.pt does not exist": dict(pretrained="no/where.pt"),
+    "there are no evaluations": dict(evals_per_epoch=0),
+    "unknown model 'prompt_swich'; did you mean prompt_switch?": dict(model="prompt_swich"),
+    "unknown fusion 'topk'": dict(model=dict(encoder="prompt_switch", fusion="topk")),
+    "write a name, or {encoder: NAME, fusion: NAME}": dict(model=dict(encoder="prompt_switch")),
+    "train_sampler is 'best': input should be 'uniform', 'random'": dict(train_sampler="best"),
+}
+WRONG_EVALUATION = {
+    "there is no setting 'check_point': did you mean checkpoint": dict(check_point="x"),
+    "dataset has no value": dict(dataset=None),
+    "checkpoint='nowhere' is not a folder": dict(checkpoint="nowhere"),
+    "batch_size is 0: input should be": dict(batch_size=0),
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_setting_of_a_run_is_named(words, tmp_path):
+    good = dict(dataset="msvd", data_root=str(tmp_path), output_dir=str(tmp_path / "run"))
+    TrainConfig.from_dict(good)
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_dict(good | WRONG[words])
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("words", WRONG_EVALUATION)
+def test_a_wrong_setting_of_an_evaluation_is_named(words):
+    good = dict(checkpoint=".", dataset="shapes", data_root=".")
+    EvaluateConfig.from_dict(good)
+    values = {k: v for k, v in (good | WRONG_EVALUATION[words]).items() if v is not None}
+    with pytest.raises(ConfigError) as caught:
+        EvaluateConfig.from_dict(values)
+    assert words in str(caught.value)

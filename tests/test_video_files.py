@@ -675,3 +675,8 @@ def test_what_is_read_in_training_and_in_a_test_comes_from_jumps(h264, backend, 
             }
             for way, frames in ways.items():
                 assert torch.equal(frames, expected), (preset, train, way)
+
+
+def test_numbers_of_frames_start_at_0(h264, backend):
+    with open_video(h264) as reader, pytest.raises(ValueError, match="numbers from 0 on"):
+        reader.frames([-1])
