@@ -45,7 +45,7 @@ endif
 
 prepare: install
 	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .
-	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(BIN)/python scripts/readme.py
+	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(BIN)/python scripts/pictures.py && $(BIN)/python scripts/readme.py
 
 lab: install
 	@$(BIN)/jupyter lab nbs

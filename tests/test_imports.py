@@ -23,6 +23,7 @@ ROOMS = [
     "settings",
     "command",
     "registry",
+    "figures",
     "cube",
     "switch",
     "aggregation",

@@ -49,7 +49,7 @@ class TestNotebook:
 
     def test_names_its_module_in_the_first_code_cell(self, path):
         sources = ["".join(cell["source"]) for cell in cells(path, "code")]
-        if path.stem != "index":
+        if exported(path):
             assert re.fullmatch(r"#\| default_exp [\w.]+", sources[0])
         assert not any("default_exp" in source for source in sources[1:])
 
@@ -91,6 +91,21 @@ def test_index_links_every_notebook():
     names = {path.relative_to(ROOT / "nbs").as_posix() for path in NOTEBOOKS} - {"index.ipynb"}
     missing = sorted(name for name in names if f"]({name})" not in text)
     assert not missing, f"the table in nbs/index.ipynb lacks {missing}"
+
+
+def test_findings_name_sections_that_exist():
+    found = cells(ROOT / "nbs" / "14_findings.ipynb", "markdown")
+    text = "\n".join("".join(cell["source"]) for cell in found)
+    shown = [line for line in text.splitlines() if line.startswith("Shown in ")]
+    assert len(shown) == text.count("\n## ")
+    for line in shown:
+        for target, sections in re.findall(r"\]\((\S+\.ipynb)\)((?:(?:, | and )\*[^*]+\*)*)", line):
+            other = cells(ROOT / "nbs" / target, "markdown")
+            headings = re.findall(
+                r"^#+ (.+)$", "\n".join("".join(cell["source"]) for cell in other), re.M
+            )
+            for section in re.findall(r"\*([^*]+)\*", sections):
+                assert section in headings, (target, section)
 
 
 def test_readme_links_lead_somewhere():
