@@ -125,7 +125,7 @@ class RunOptions(Settings):
     checkpoint_every: PositiveInt = 500  # steps between checkpoints, besides those of evaluations
     log_every: PositiveInt | None = None  # steps from one line of the log to the next
     caption_samples: NonNegativeInt = 4  # videos captioned at each evaluation
-    progress: bool | None = None  # show a progress bar; None: only on a terminal
+    progress: bool | None = None  # a bar; None: on a terminal only, elsewhere a line now and then
     preflight: bool = True  # rank the test set with the start weights, where that is published
     device: Literal["cuda", "cpu"] | None = None  # None: a GPU if there is one
     threads: NonNegativeInt = 0  # CPU threads of PyTorch; 0: as many as PyTorch likes
