@@ -22,6 +22,8 @@ from .annotations import printable
 from .apart import Failed
 from .apart import cores
 from .apart import in_processes
+from .command import Meter
+from .command import clock
 from .config import DatasetName
 from .datasets import load_pairs
 from .datasets import split_names
@@ -115,7 +117,6 @@ class _Filling:
         self.config, self.n_videos, self.bad = config, n_videos, bad
         self.plan, self.folder = store_plan(config), Path(config.out)
         self.done, self.held, self.bytes, self.written = 0, {}, 0, 0
-        self.begin = time.monotonic()
 
     def add(self, name: str, path: str, video: Compressed | Failed) -> None:
         """Take what became of a video."""
@@ -132,16 +133,13 @@ class _Filling:
             self.write()
 
     def write(self) -> None:
-        """Write what is held, and say how far it is."""
+        """Write what is held."""
         self.written += write_part(self.folder, self.held, self.plan).stat().st_size
         self.held, self.bytes = {}, 0
-        minutes = (time.monotonic() - self.begin) / 60
-        left = minutes / max(self.done, 1) * (self.n_videos - self.done)
-        print(
-            f"{self.done:,} of {self.n_videos:,} videos, {len(self.bad):,} bad, "
-            f"{_amount(self.written)}, {minutes:.1f} minutes, about {left:.1f} left",
-            flush=True,
-        )
+
+    def summary(self) -> str:
+        """Say what was listed and written so far."""
+        return f"{len(self.bad):,} bad, {_amount(self.written)} written"
 
 # %% ../nbs/06ga_caching.ipynb #cb90c740
 def cache(
@@ -172,10 +170,15 @@ def cache(
         workers = cores() if config.workers is None else config.workers
         options = dict(workers=min(workers, len(left)), seconds=config.seconds)
         work, paths = partial(compress_video, plan=plan), {name: videos[name] for name in left}
-        for name, video in in_processes(work, paths, **options):
-            filling.add(name, videos[name], video)
+        begin = time.monotonic()
+        with Meter("decoding", len(left), "video") as meter:
+            for name, video in in_processes(work, paths, **options):
+                filling.add(name, videos[name], video)
+                meter.add(note=filling.summary())
         if filling.held:
             filling.write()
+        if left:
+            print(f"{len(left):,} videos, {filling.summary()}, {clock(time.monotonic() - begin)}")
         for row in bad.found.values():
             print(printable(f"bad: {row['video_id']}, {row['path']}: {row['reason']}"))
         if read_index(folder)[0] is None:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DatasetName', 'PRESETS', 'D6', 'OPTIONAL', 'ModelOptions', 'known_dataset', 'DataOptions', 'StepOptions',
-           'RunOptions', 'is_path', 'check_store_folder', 'TrainConfig', 'EvaluateConfig', 'notebook_parameters']
+           'RunOptions', 'is_path', 'check_parts', 'check_store_folder', 'TrainConfig', 'EvaluateConfig',
+           'notebook_parameters']
 
 # %% ../nbs/06e_config.ipynb #860244b2
 import os
@@ -94,6 +95,7 @@ class StepOptions(Settings):
 
     batch_size: Annotated[int, Field(ge=2)] | None = None  # pairs in a step, of all processes
     accumulate: PositiveInt = 1  # parts of a batch, one after the other; negatives stay inside one
+    grad_cache: bool = False  # with accumulate: negatives from all parts; a second forward pass
     epochs: PositiveInt | None = None  # passes over the training pairs
     steps: NonNegativeInt | None = None  # of the whole run; 0: as many as the epochs have
     lr_clip: AtLeast0 | None = None  # highest learning rate of CLIP and of the aggregation
@@ -123,7 +125,7 @@ class RunOptions(Settings):
     checkpoint_every: PositiveInt = 500  # steps between checkpoints, besides those of evaluations
     log_every: PositiveInt | None = None  # steps from one line of the log to the next
     caption_samples: NonNegativeInt = 4  # videos captioned at each evaluation
-    progress: bool | None = None  # show a progress bar; None: only on a terminal
+    progress: bool | None = None  # a bar; None: on a terminal only, elsewhere a line now and then
     preflight: bool = True  # rank the test set with the start weights, where that is published
     device: Literal["cuda", "cpu"] | None = None  # None: a GPU if there is one
     threads: NonNegativeInt = 0  # CPU threads of PyTorch; 0: as many as PyTorch likes
@@ -208,6 +210,24 @@ def is_path(
 OPTIONAL = ("variant", "model_options", "max_words", "progress", "device")  # None says something
 
 
+def check_parts(
+    batch_size: int,
+    accumulate: int,  # parts of a batch
+    grad_cache: bool,  # negatives from all parts
+) -> None:
+    """Refuse parts of one pair, and a cache of gradients for a batch in one part."""
+    if batch_size < 2 * accumulate:
+        raise ValueError(
+            f"accumulate is {accumulate} for a batch_size of {batch_size}: a part of one pair "
+            "trains nothing, choose parts of 2 pairs or more."
+        )
+    if grad_cache and accumulate == 1:
+        raise ValueError(
+            "grad_cache joins the parts of a batch, and accumulate is 1: "
+            "write accumulate: 4, or as many parts as memory asks for."
+        )
+
+
 def check_store_folder(
     folder: str,  # setting `frame_store`
 ) -> None:
@@ -244,11 +264,7 @@ class TrainConfig(RunOptions, StepOptions, DataOptions, ModelOptions):
         for name in self.names():
             if getattr(self, name) is None and name not in OPTIONAL:
                 raise ValueError(f"{name} has no value: set it in the config.")
-        if self.batch_size < 2 * self.accumulate:
-            raise ValueError(
-                f"accumulate is {self.accumulate} for a batch_size of {self.batch_size}: a part "
-                "of one pair trains nothing, choose parts of 2 pairs or more."
-            )
+        check_parts(self.batch_size, self.accumulate, self.grad_cache)
         if self.cache and self.frame_store:
             raise ValueError(
                 "cache keeps decoded videos in memory, frame_store on the disk: choose one."

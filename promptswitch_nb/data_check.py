@@ -9,6 +9,7 @@ __all__ = ['decode_error', 'SplitCheck', 'DataReport', 'check_data']
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from multiprocessing import get_context
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from .annotations import DataError
 from .annotations import printable
+from .command import Meter
 from .datasets import find_format
 from .datasets import load_pairs
 from .datasets import split_names
@@ -45,11 +47,17 @@ def decode_error(
 
 def _decode_errors(paths, to_end, workers):
     """Try many files, in processes of their own if there are workers."""
-    test = partial(decode_error, to_end=to_end)
-    if not workers:
-        return dict(zip(paths, map(test, paths)))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return dict(zip(paths, pool.map(test, paths, chunksize=8)))
+    test, found = partial(decode_error, to_end=to_end), {}
+    with ExitStack() as stack:
+        meter = stack.enter_context(Meter("decoding", len(paths), "video"))
+        errors = map(test, paths)
+        if workers:
+            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            errors = stack.enter_context(pool).map(test, paths, chunksize=8)
+        for path, error in zip(paths, errors):
+            found[path] = error
+            meter.add()
+    return found
 
 # %% ../nbs/06ba_data_check.ipynb #44ed2ebe
 class SplitCheck(NamedTuple):

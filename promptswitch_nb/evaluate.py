@@ -358,17 +358,19 @@ def show_retrieved(
     """Draw each query's best videos as strips, the right one framed in green."""
     rank = gallery_ranks(encoded)
     top, tall = min(top, len(encoded.videos)), 0.85 * len(queries) + 0.4
-    fig, axes = plt.subplots(len(queries), top, figsize=(2.1 * top, tall), squeeze=False)
+    fig, axes = plt.subplots(
+        len(queries), top, figsize=(2.1 * top, tall), squeeze=False, layout="none"
+    )
     for row, q in zip(axes, queries):
         right = int(encoded.queries.video_of_text[q])
         best = encoded.similarity([q])[0].topk(top).indices.tolist()
         for ax, n in zip(row, best):
             ax.imshow(strip(encoded.videos[n].path), aspect="auto")
             ax.set(xticks=[], yticks=[])
-            for side in ax.spines.values():
-                side.set(color="tab:green" if n == right else "0.8", lw=3 if n == right else 1)
+            frame = dict(color="tab:green", lw=3) if n == right else dict(color="0.8", lw=1)
+            ax.spines[:].set(visible=True, **frame)
         words = f"“{drawable(encoded.queries.texts[q])}”: the right one is number {rank[q]:.0f}"
-        row[0].set_title(words, fontsize=7, loc="left", **AS_IT_IS)
+        row[0].set_title(words, fontsize=8, loc="left", **AS_IT_IS)
     fig.suptitle(drawable(title, 200), fontsize=9, **AS_IT_IS)
     fig.subplots_adjust(
         left=0.01, right=0.99, bottom=0.02, top=1 - 0.6 / tall, wspace=0.04, hspace=0.55

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from .annotations import DataError
 from .annotations import Pair
+from .command import Meter
 from .frames import Preprocess
 from .fusion import two_stage
 from .metrics import compare
@@ -153,6 +154,13 @@ def check_view(
             )
 
 
+def _counted(batches: Iterable[dict], meter: Meter) -> Iterator[dict]:
+    """Yield batches; count the videos of each when the next one is asked for."""
+    for batch in batches:
+        yield batch
+        meter.add(len(batch["index"]) + len(batch["bad"]))
+
+
 def encode_split(
     model: VideoCLIP,
     gallery: GalleryDataset,  # videos and captions of a split
@@ -160,6 +168,7 @@ def encode_split(
     batch_size: int = 32,  # videos encoded at a time
     workers: int = 0,  # processes that decode; 0: none but this one
     precision: str = "fp32",  # fp32, bf16 or fp16
+    progress: bool | None = None,  # see `Meter`: how far it is
 ) -> Encoded:
     """Encode each video of a split once, and all captions of the videos that could be read."""
     check_view(gallery.preprocess, model.preprocess)
@@ -169,8 +178,9 @@ def encode_split(
         generator=torch.Generator(),  # so that the global one is left alone
         **loader_options(workers),
     )
-    batches = each_batch(loader)
-    video, index, failures = encode_gallery(model, batches, autocast=HALF[precision])
+    with Meter("encoding", len(gallery), "video", shown=progress) as meter:
+        batches = _counted(each_batch(loader), meter)
+        video, index, failures = encode_gallery(model, batches, autocast=HALF[precision])
     queries = gallery.queries(index)
     text = encode_texts(model, queries.texts)
     return Encoded(model, text, video, queries, [gallery.videos[i] for i in index], failures)

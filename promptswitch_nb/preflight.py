@@ -101,7 +101,7 @@ def preflight(
     model.preprocess = model.preprocess.changed(transform="crop", test_frames=N_FRAMES)
     pairs = load_pairs(config.dataset, config.data_root, "test", variant=config.variant)
     gallery = GalleryDataset(pairs, model.preprocess, store=find_store(config))
-    encoded = encode_split(model, gallery, workers=config.workers)
+    encoded = encode_split(model, gallery, workers=config.workers, progress=config.progress)
     metrics = gallery_metrics(encoded)
     found = Preflight(
         recall=metrics["t2v/R@1"],

@@ -33,6 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .config import TrainConfig
 from .config import is_path
+from .figures import colour_of
 from .files import replace_linked_folder
 from .files import restore_linked_folder
 from .files import write_csv
@@ -341,18 +342,17 @@ def plot_log(
 ) -> plt.Figure:
     """Draw the losses and the recalls of a run."""
     rows = read_log(folder)
-    fig, axes = plt.subplots(1, 2, figsize=(7, 2.6))
-    curves = (LOSSES, ("t2v/R@1", "t2v/R@5", "t2v/R@10"))
-    titles = ("losses of the training batches", "text → video recall in %")
-    corners = ("upper right", "lower right")
-    for axis, names, title, corner in zip(axes, curves, titles, corners):
-        for name in names:
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3))
+    curves = (LOSSES, ("t2v/R@10", "t2v/R@5", "t2v/R@1"))
+    labels = ("loss of the training batch", "text → video recall in %")
+    parts = ("loss", "text", "captioner"), ("clip_mean", "temporal_transformer", "prompt_switch")
+    for axis, names, label, colours in zip(axes, curves, labels, parts):
+        for name, part in zip(names, colours):
             points = [(row["step"], row[name]) for row in rows if name in row]
             if points:
-                axis.plot(*zip(*points), label=name, marker="." if len(points) < 30 else None)
-        axis.set_xlabel("step")
-        axis.set_title(title, fontsize=10)
+                style = dict(marker="." if len(points) < 30 else None, color=colour_of(part))
+                axis.plot(*zip(*points), label=name, **style)
+        axis.set(xlabel="step", ylabel=label)
         if axis.lines:
-            axis.legend(fontsize=8, loc=corner)
-    fig.tight_layout()
+            axis.legend(loc="best")
     return fig

@@ -18,6 +18,7 @@ from .annotations import clean_caption
 from .annotations import entry_of
 from .annotations import expect
 from .annotations import read_json
+from .command import Meter
 from .files import atomic_folder
 from .files import write_json
 from .motions import COLOURS
@@ -310,7 +311,7 @@ def _captions(scene, motion, rng, n):
     return list(phrasings), describe(scene.look, reverse_motion(motion), **first)
 
 
-def _make_split(folder, split, pool, made):
+def _make_split(folder, split, pool, made, meter):
     """Write the videos of a split and their captions; `made` holds the arguments of make_shapes."""
     records = []
     for i in range(made[f"n_{split}"]):
@@ -329,6 +330,7 @@ def _make_split(folder, split, pool, made):
             frames = scene.frames
         _write(folder / "videos" / video, frames)
         records.append(dict(video=video) | record)
+        meter.add()
     if records:
         write_json(folder / f"captions_{split}.json", records)
 
@@ -418,10 +420,11 @@ def make_shapes(
     _check_sizes(made, len(seen), len(held))
     if _is_made(root, made):
         return root
-    with atomic_folder(root) as part:
+    total = sum(made[f"n_{split}"] for split in SPLITS)
+    with atomic_folder(root) as part, Meter("drawing", total, "video") as meter:
         (part / "videos").mkdir()
         for split in SPLITS:
-            _make_split(part, split, held if split == "compose" else seen, made)
+            _make_split(part, split, held if split == "compose" else seen, made, meter)
         write_json(part / "shapes.json", made)
     return root
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['AT_CLIP_RATE', 'OPTIMIZERS', 'lr_at', 'optimizer_groups', 'set_lr', 'TransformersAdamW', 'clamp_temperature',
-           'moving_average', 'compared', 'TrainingPass', 'StepPlan', 'Stepper', 'check_finite']
+           'moving_average', 'compared', 'TrainingPass', 'StepPlan', 'Stepper', 'check_finite', 'as_leaves',
+           'random_state', 'set_random_state']
 
 # %% ../nbs/06j_steps.ipynb #b11155d3
 import contextlib
@@ -24,6 +25,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .distributed import average
 from .distributed import gather_rows
 from .distributed import rank
+from .distributed import sum_over_processes
 from .distributed import world_size
 from .gallery import HALF
 from .runs import LOSSES
@@ -145,20 +147,34 @@ class TrainingPass(nn.Module):
         super().__init__()
         self.model, self.half = model, HALF[precision]
 
-    def forward(
+    def encode(
         self,
         frames: Tensor,  # (B,F,3,H,W) of this process
         ids: Tensor,  # (B,W) captions of the same pairs, on any device
-    ) -> dict[str, Tensor]:  # "loss" and its terms
-        """Encode, gather, compare."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # features of the texts and of the videos
+        """Encode, with networks in half precision where that is wanted."""
         with torch.autocast(frames.device.type, self.half, self.half is not None):
             video, text = self.model.video_features(frames), self.model.text_features(ids)
-        text, video = (
-            {key: gather_rows(compared(key, t)) for key, t in part.items()}
-            for part in (text, video)
-        )
+        return tuple({key: compared(key, t) for key, t in part.items()} for part in (text, video))
+
+    def compare(
+        self,
+        text: dict[str, Tensor],  # of the pairs of this process
+        video: dict[str, Tensor],
+        ids: Tensor,  # (B,W)
+    ) -> dict[str, Tensor]:  # "loss" and its terms
+        """Gather the features of all processes, and compute the losses."""
+        text, video = ({key: gather_rows(t) for key, t in part.items()} for part in (text, video))
         rows = slice(rank() * len(ids), (rank() + 1) * len(ids))
         return self.model.losses(text, video, ids, rows)
+
+    def forward(
+        self,
+        frames: Tensor,  # (B,F,3,H,W) of this process
+        ids: Tensor,  # (B,W)
+    ) -> dict[str, Tensor]:  # "loss" and its terms
+        """Encode, gather, compare."""
+        return self.compare(*self.encode(frames, ids), ids)
 
 # %% ../nbs/06j_steps.ipynb #7b5ec324
 @dataclass(frozen=True)
@@ -175,6 +191,7 @@ class StepPlan:
     clip_grad: float = 0.0  # largest norm of the gradient (D6); 0: no limit
     max_logit_scale: float = 0.0  # largest 1/τ (D6); 0: no limit
     ema: float = 0.0  # decay of a moving average of the weights; 0: none
+    grad_cache: bool = False  # negatives from all parts of a batch, for a second forward pass
     precision: str = "fp32"  # fp32, bf16 or fp16
     compile: bool = False  # let PyTorch compile the blocks of the towers
     recompute: bool = False  # run those blocks again in the backward pass, and keep less for it
@@ -208,9 +225,9 @@ class Stepper:
         self.optimizer = OPTIMIZERS[plan.optimizer](groups, eps=eps)
         self.scaler = torch.amp.GradScaler("cuda", enabled=plan.precision == "fp16")
         self.average = moving_average(model, plan.ema) if plan.ema else None
-        self.forward = TrainingPass(model, precision=plan.precision)
+        self.own = self.forward = TrainingPass(model, precision=plan.precision)
         if world_size() > 1:
-            self.forward = DistributedDataParallel(self.forward)
+            self.forward = DistributedDataParallel(self.own)
 
     def parts(self) -> dict:
         """Name the parts, besides the model, whose states a checkpoint holds."""
@@ -224,9 +241,20 @@ def step(
     parts: list[tuple[Tensor, Tensor]],  # frames (B,F,3,H,W) and ids (B,W), one part or several
 ) -> dict[str, float]:  # losses, logit_scale before, grad_norm, lr
     """Make one step; stop at a loss that is no number, before it reaches the weights."""
-    sums, scale = {}, self.model.clip.model.logit_scale.detach().exp()
-    pairs = sum(len(ids) for _, ids in parts)
+    scale = self.model.clip.model.logit_scale.detach().exp()
     self.optimizer.zero_grad()
+    cached = self.plan.grad_cache and len(parts) > 1
+    terms = self.backward_cached(parts) if cached else self.backward_parts(parts)
+    return self.update(number, terms | dict(logit_scale=scale))
+
+# %% ../nbs/06j_steps.ipynb #0dcb5986
+@patch
+def backward_parts(
+    self: Stepper,
+    parts: list[tuple[Tensor, Tensor]],
+) -> dict[str, Tensor]:  # losses
+    """Compute the gradient of each part's loss, one part after the other."""
+    sums, pairs = {}, sum(len(ids) for _, ids in parts)
     for i, (frames, ids) in enumerate(parts, 1):
         share = len(ids) / pairs
         with self.between_parts(last=i == len(parts)):
@@ -235,7 +263,7 @@ def step(
         for name in LOSSES:
             if name in terms:
                 sums[name] = sums.get(name, 0) + share * terms[name].detach()
-    return self.update(number, sums | dict(logit_scale=scale))
+    return sums
 
 
 @patch
@@ -284,3 +312,54 @@ def check_finite(
         f"step {step}: the loss is not finite ({values}): "
         "lower lr_clip and lr_new, or write precision: fp32."
     )
+
+# %% ../nbs/06j_steps.ipynb #8a5a9cd4
+def as_leaves(
+    parts: tuple[dict[str, Tensor], ...],  # features of each part, by the same names
+) -> dict[str, Tensor]:  # those of the batch, which collect gradients
+    """Join features of all parts, and cut them off from how they were made."""
+    joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    return {key: t.requires_grad_(t.is_floating_point()) for key, t in joined.items()}
+
+
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the state of the generators that an encoder draws from."""
+    on_gpu = device.type == "cuda"
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_gpu else None
+
+
+def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    """Set the generators back to a state."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+
+# %% ../nbs/06j_steps.ipynb #a5308578
+@patch
+def backward_cached(
+    self: Stepper,
+    parts: list[tuple[Tensor, Tensor]],  # frames (B,F,3,H,W) and ids (B,W)
+) -> dict[str, Tensor]:  # losses
+    """Compute the gradient of the whole batch's loss, holding the activations of one part."""
+    device = parts[0][0].device
+    states, cached = [], []
+    with torch.no_grad():
+        for part in parts:
+            states.append(random_state(device))
+            cached.append(self.own.encode(*part))
+    text, video = map(as_leaves, zip(*cached))
+    terms = self.own.compare(text, video, torch.cat([ids for _, ids in parts]))
+    self.scaler.scale(terms["loss"]).backward()
+    leaves, start = [*text.values(), *video.values()], 0
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for (frames, ids), state in zip(parts, states):
+            set_random_state(device, state)
+            again = [t for side in self.own.encode(frames, ids) for t in side.values()]
+            rows = slice(start, start := start + len(ids))
+            pairs = [(t, f.grad[rows]) for t, f in zip(again, leaves) if f.grad is not None]
+            torch.autograd.backward(*zip(*pairs))
+    if world_size() > 1:
+        for weight in self.model.parameters():
+            if weight.grad is not None:
+                weight.grad.copy_(sum_over_processes(weight.grad) / world_size())
+    return {name: terms[name].detach() for name in LOSSES if name in terms}

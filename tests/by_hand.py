@@ -338,7 +338,8 @@ def train_by_hand(s: dict, start: Weights, pairs: Triples) -> list[Step]:
     """Make all steps of a run."""
     w = {name: p.detach().clone().requires_grad_() for name, p in start.items()}
     kept, moments, found = {name: p.detach().clone() for name, p in w.items()}, {}, []
-    plan, parts, corpus = batches(s, pairs), s["accumulate"], corpus_of(pairs)
+    plan, corpus = batches(s, pairs), corpus_of(pairs)
+    parts = 1 if s["grad_cache"] else s["accumulate"]
     torch.manual_seed(s["seed"])
     for number, (frames, ids) in enumerate(plan):
         row = Counter(logit_scale=w["clip.model.logit_scale"].exp().item())

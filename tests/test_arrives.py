@@ -78,6 +78,7 @@ PAPER = dict(  # settings and options of Prompt Switch, as the table of differen
     test_sampler="uniform",
     repeats="keep",
     accumulate=1,
+    grad_cache=False,
     lr_clip=3e-5,
     lr_new=3e-5,
     optimizer="adamw",
@@ -148,6 +149,7 @@ CASES = dict(  # setting, or option of Prompt Switch -> changes of PLAIN that mu
     repeats=[dict(repeats="drop"), dict(repeats="defer")],
     batch_size=[dict(batch_size=4)],
     accumulate=[dict(accumulate=2)],
+    grad_cache=[dict(accumulate=2, grad_cache=True)],
     epochs=[dict(steps=0, epochs=2)],
     steps=[dict(steps=2)],
     lr_clip=[dict(lr_clip=3e-3)],
@@ -172,6 +174,7 @@ CASES = dict(  # setting, or option of Prompt Switch -> changes of PLAIN that mu
 )
 WITHOUT = dict(  # where a case changes two settings: the one that its name does not say
     flip=dict(transform="crop"),
+    grad_cache=dict(accumulate=2),
     optimizer=dict(weight_decay=0.2),
     warmup_from_zero=dict(warmup=0.7),
     cube_std_by_width=dict(cube_std=0.5),

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ from promptswitch_nb import evaluate as evaluation
 from promptswitch_nb import reproduce as reproduction
 from promptswitch_nb import studies
 from promptswitch_nb import train as training
+from promptswitch_nb.command import Meter
+from promptswitch_nb.data_check import check_data
 from promptswitch_nb.datasets import load_pairs
 from promptswitch_nb.evaluate import EvaluateConfig
 from promptswitch_nb.evaluate import evaluate
@@ -29,6 +32,10 @@ from promptswitch_nb.evaluate import run_name
 from promptswitch_nb.settings import ConfigError
 from promptswitch_nb.shapes import make_shapes
 from promptswitch_nb.train import TrainConfig
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full and signals")
 
@@ -382,3 +389,91 @@ def test_a_split_without_motion_has_no_motion_pairs(tmp_path):
     config = EvaluateConfig(str(tmp_path / "model"), "shapes", str(root), split="stills")
     results, _ = evaluate(dataclasses.replace(config, results_dir=str(tmp_path / "results")))
     assert not any("motion" in name for name in results["metrics"])
+
+
+# How far a long work is
+
+WORK = """
+from promptswitch_nb.command import Meter
+Meter.EVERY = 0
+with Meter("walking", 3, "mile", shown=%s) as meter:
+    for _ in range(3):
+        meter.add(note="sunny")
+"""
+LINES = [f"walking: {n} of 3 miles, sunny, " for n in (1, 2, 3)]
+
+
+def walked(shown: bool | None, **streams: int) -> tuple[str, str]:
+    """Work in a process of its own; return what it prints to streams that are no terminals."""
+    command = [sys.executable, "-c", WORK % shown]
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE) | streams
+    done = subprocess.run(command, check=True, **streams)
+    return (done.stdout or b"").decode(), (done.stderr or b"").decode()
+
+
+def on_terminal(work) -> str:
+    """Call `work` with a terminal; return what that shows."""
+    ours, theirs = os.openpty()
+    size = struct.pack("HHHH", 24, 80, 0, 0)  # rows, columns
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    try:
+        work(theirs)
+        os.set_blocking(ours, False)
+        return os.read(ours, 10_000).decode()
+    except BlockingIOError:
+        return ""
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+def test_without_a_terminal_work_prints_lines_and_no_bar():
+    out, err = walked(None)
+    assert err == ""
+    assert [line[: len(LINES[0])] for line in out.splitlines()] == LINES
+    assert all(re.search(r", [\d,.]+ miles/s, 0:00:00 left$", line) for line in out.splitlines())
+
+
+@linux_only
+def test_a_terminal_gets_a_bar_and_a_file_beside_it_the_lines():
+    shown = on_terminal(lambda terminal: walked(None, stdout=terminal, stderr=terminal))
+    assert "3/3" in shown and LINES[0] not in shown
+    printed = []
+    shown = on_terminal(lambda terminal: printed.extend(walked(None, stderr=terminal)))
+    assert "3/3" in shown  # `make demo > log`
+    assert printed[0].count("walking:") == 3
+
+
+@linux_only
+def test_a_bar_or_nothing_may_be_asked_for():
+    out, err = walked(True)
+    assert out == "" and "3/3" in err
+    assert walked(False) == ("", "")
+    assert on_terminal(lambda terminal: walked(False, stdout=terminal, stderr=terminal)) == ""
+
+
+def test_lines_come_by_the_clock(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Meter("walking", 100, "mile") as meter:
+        for _ in range(100):
+            now[0] += 1
+            meter.add()
+    told = [line.split(",")[0] for line in capsys.readouterr().out.splitlines()]
+    every = round(Meter.EVERY)
+    assert told == [f"walking: {n} of 100 miles" for n in range(every, 101, every)]
+    assert 10 <= Meter.EVERY <= 30
+
+
+def test_the_long_works_say_how_far_they_are(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(Meter, "EVERY", 0.0)
+    sizes = dict(n_train=2, n_val=2, n_test=3, n_compose=0, n_stills=4)
+    root = make_shapes(tmp_path / "shapes", **sizes)
+    assert "drawing: 11 of 11 videos" in capsys.readouterr().out
+    assert check_data("shapes", root).ok
+    assert "decoding: 11 of 11 videos" in capsys.readouterr().out
+    small_model().save(tmp_path / "model")
+    config = EvaluateConfig(str(tmp_path / "model"), "shapes", str(root), batch_size=2)
+    evaluate(dataclasses.replace(config, results_dir=str(tmp_path / "results")))
+    out = capsys.readouterr().out
+    assert "encoding: 2 of 3 videos" in out and "encoding: 3 of 3 videos" in out

@@ -1,4 +1,12 @@
-"""The gradients of a batch in two processes are those of the batch in one."""
+"""The gradients of a batch in several processes, or in parts, are those of the batch in one."""
+
+import copy
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -6,29 +14,40 @@ from conftest import small_model
 from conftest import torchrun
 from torch import nn
 
+from promptswitch_nb.clip import tiny_clip
 from promptswitch_nb.model import load_model
+from promptswitch_nb.model import systems
+from promptswitch_nb.steps import Stepper
+from promptswitch_nb.steps import StepPlan
 from promptswitch_nb.steps import TrainingPass
+from promptswitch_nb.system import make_system
 
 SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from promptswitch_nb.distributed import join_processes, leave_processes, rank
+from promptswitch_nb.distributed import join_processes, leave_processes, rank, world_size
 from promptswitch_nb.model import load_model
-from promptswitch_nb.steps import TrainingPass
+from promptswitch_nb.model import systems
+from promptswitch_nb.steps import StepPlan, Stepper, TrainingPass
 
 torch.set_num_threads(1)
 join_processes("cpu")
 folder, found = sys.argv[1], {}
-frames, ids = (part.chunk(2)[rank()] for part in torch.load(f"{folder}/batch.pt"))
+batch = torch.load(f"{folder}/batch.pt")
+frames, ids = (part.chunk(world_size())[rank()] for part in batch)
 for case in sys.argv[2:]:
     model = load_model(f"{folder}/{case}").train()
     parallel = DistributedDataParallel(TrainingPass(model))  # which must live until the backward
     parallel(frames, ids)["loss"].backward()
     found[case] = {name: p.grad.clone() for name, p in model.named_parameters()}
+    if world_size() == 2:  # in two uneven parts
+        stepper = Stepper(model, StepPlan(steps=1, lr_clip=0.0, lr_new=0.0, grad_cache=True))
+        stepper.step(0, list(zip(frames.split([3, 1]), ids.split([3, 1]))))
+        found[f"{case} cached"] = {name: p.grad.clone() for name, p in model.named_parameters()}
 if rank() == 0:
-    torch.save(found, f"{folder}/gradients.pt")
+    torch.save(found, f"{folder}/gradients-{world_size()}.pt")
 dist.barrier()
 leave_processes()
 """
@@ -43,7 +62,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """Return a folder with models, a batch of eight pairs, and the gradients of two processes."""
+    """Return a folder with models, and a batch of eight pairs; gradients of 2 and 4 processes."""
     folder = tmp_path_factory.mktemp("two")
     for name, options in CASES.items():
         model = small_model(fusion="xpool" if name == "xpool" else "mean", **options)
@@ -54,16 +73,92 @@ def case(tmp_path_factory):
     frames, ids = torch.randn(8, 2, 3, 16, 16), model.tokenize(texts)
     torch.save((frames, ids), folder / "batch.pt")
     (folder / "script.py").write_text(SCRIPT)
-    torchrun(folder / "script.py", folder, *CASES)
-    return folder, frames, ids, torch.load(folder / "gradients.pt")
+    for processes in (2, 4):
+        torchrun(folder / "script.py", folder, *CASES, processes=processes)
+    found = torch.load(folder / "gradients-2.pt") | {
+        f"{case} of four": gradients
+        for case, gradients in torch.load(folder / "gradients-4.pt").items()
+    }
+    return folder, frames, ids, found
 
 
+@pytest.mark.parametrize("how", ["", " of four", " cached"])
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_have_the_gradients_of_one(case, name):
-    folder, frames, ids, of_two = case
+def test_processes_have_the_gradients_of_one(case, name, how):
+    folder, frames, ids, found = case
     model = load_model(folder / name).train()
     TrainingPass(model)(frames, ids)["loss"].backward()
     assert name != "xpool" or sum(p.grad.norm() for p in model.fusion.parameters()) > 0
     for key, parameter in model.named_parameters():
-        difference = (of_two[name][key] - parameter.grad).norm()
+        difference = (found[name + how][key] - parameter.grad).norm()
         assert difference < 1e-5 * parameter.grad.norm().clamp_min(1e-3), key
+
+
+@pytest.mark.parametrize("name", systems())
+def test_cached_gradients_are_those_of_the_whole_batch(name):
+    torch.manual_seed(0)
+    options = dict(samples=16) if name == "ts2net" else {}  # drawn by 16, alike for whole and parts
+    model = make_system(name, tiny_clip(), options=options).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # in a fusion it is drawn for the batch
+    n, size = model.preprocess.n_frames, model.preprocess.image_size
+    frames = torch.randn(6, n, 3, size, size)
+    ids = model.tokenize(["red", "red moves", "a ring", "left left left", "up", "a blue one"])
+    state, found = copy.deepcopy(model.state_dict()), []
+    for cut, cache in (([6], False), ([3, 2, 1], True)):
+        model.load_state_dict(state)
+        torch.manual_seed(1)
+        plan = StepPlan(steps=1, lr_clip=0.0, lr_new=0.0, grad_cache=cache)
+        Stepper(model, plan).step(0, list(zip(frames.split(cut), ids.split(cut))))
+        grads = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+        found.append({key: grad.clone() for key, grad in grads.items()})
+    whole, cached = found
+    assert whole.keys() == cached.keys()
+    length = torch.stack([grad.norm() for grad in whole.values()]).norm()
+    for key, gradient in whole.items():
+        assert (cached[key] - gradient).norm() < 1e-5 * length, key
+
+
+WAITS = """
+import sys, time
+import torch
+import torch.distributed as dist
+from promptswitch_nb.distributed import average, join_processes, rank
+
+join_processes("cpu")
+average(dict(one=torch.ones(())))
+print("joined", flush=True)
+if rank() == 1:
+    time.sleep(1000)
+average(dict(one=torch.ones(())))
+"""
+
+
+def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path):
+    """Without torchrun, which would end them as well."""
+    (tmp_path / "waits.py").write_text(WAITS)
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    processes = []
+    for i in range(3):
+        own = dict(RANK=i, LOCAL_RANK=i, WORLD_SIZE=3, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        environment = os.environ | {key: str(value) for key, value in own.items()}
+        command = [sys.executable, str(tmp_path / "waits.py")]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(subprocess.Popen(command, env=environment, **pipes))
+    try:
+        for process in processes:
+            while "joined" not in (line := process.stdout.readline()):
+                assert line, process.stderr.read()
+        processes[1].send_signal(signal.SIGKILL)
+        died = time.monotonic()
+        for process in (processes[0], processes[2]):
+            assert process.wait(timeout=60) not in (0, -signal.SIGKILL)
+            assert "closed" in process.stderr.read()
+        assert time.monotonic() - died < 60
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 from conftest import torchrun
 from torch import Tensor
 
+from promptswitch_nb.command import Meter
 from promptswitch_nb.datasets import GalleryDataset
 from promptswitch_nb.datasets import load_pairs
 from promptswitch_nb.gallery import encode_split
@@ -214,3 +217,31 @@ def test_two_processes_train_like_one(small_run, tmp_path):
         for name in ("loss", "contrastive", "caption", "grad_norm", "logit_scale"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+
+
+def test_without_a_terminal_a_run_says_how_far_it_is(small_run, monkeypatch, capsys):
+    monkeypatch.setattr(Meter, "EVERY", 0.0)
+    run(small_run, steps=3, log_every=1, eval_every=3, progress=None)
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith("training: ")]
+    numbers = r"loss \d+\.\d{3}, lr \d\.\de-\d\d, [\d.,]+ steps/s, 0:00:\d\d left"
+    for n, line in enumerate(told, 1):
+        assert re.fullmatch(rf"training: {n} of 3 steps, {numbers}", line), line
+    assert len(told) == 3
+    assert any(line.startswith("encoding: ") for line in lines)  # the evaluation
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_process_of_several_says_how_far_they_are(number, monkeypatch):
+    monkeypatch.setattr("promptswitch_nb.train.rank", lambda: number)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    config, progress = SimpleNamespace(progress=None), SimpleNamespace(step=1)
+    with Trainer.meter(SimpleNamespace(config=config, steps=3, progress=progress)) as meter:
+        assert meter.has_lines == (number == 0)
+        assert bool(meter.bar.disable) == (number != 0)
+
+
+def test_a_run_that_is_told_to_be_silent_is(small_run, monkeypatch, capsys):
+    monkeypatch.setattr(Meter, "EVERY", 0.0)
+    run(small_run, steps=2, eval_every=1, progress=False)
+    assert "training: " not in (out := capsys.readouterr().out) and "encoding: " not in out
