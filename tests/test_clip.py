@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from promptswitch_nb.clip import TINY_CONFIG
-from promptswitch_nb.clip import CLIPTowers
 from promptswitch_nb.clip import ClipTokenizer
+from promptswitch_nb.clip import CLIPTowers
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ def refuses(call, contains):
 
 @pytest.mark.parametrize("wrong", [0, -1.0, math.inf, math.nan, "hot", True], ids=repr)
 def test_temperature(wrong):
-    refuses(lambda: AttentionConfig(wrong), f"temperature is {wrong!r}; it must be a number above 0")
+    message = f"temperature is {wrong!r}; it must be a number above 0"
+    refuses(lambda: AttentionConfig(wrong), message)
 
 
 @pytest.mark.parametrize("wrong", [0, 2.5, "3", None, True], ids=repr)
