@@ -6,11 +6,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 
 from promptswitch_nb.demo import TITLES
 from promptswitch_nb.figures import architecture
 from promptswitch_nb.figures import colour_of
 from promptswitch_nb.figures import use_style
+from promptswitch_nb.motions import describe
+from promptswitch_nb.motions import reverse_motion
+from promptswitch_nb.shapes import render
 from promptswitch_nb.studies import read_records
 from promptswitch_nb.studies import read_study
 from promptswitch_nb.studies import values_of
@@ -44,9 +48,30 @@ def result() -> plt.Figure:
     return fig
 
 
+def shapes() -> plt.Figure:
+    """Draw a video of moving shapes, the same one backwards, and another one."""
+    motion = ("left", "up")
+    scene = render("red", "square", motion, np.random.default_rng(20))
+    other = render("yellow", "cross", ("right", "clockwise"), np.random.default_rng(3))
+    rows = {
+        describe(scene.look, motion): scene.frames,
+        describe(scene.look, reverse_motion(motion)): scene.frames[::-1],
+        describe(other.look, ("right", "clockwise")): other.frames,
+    }
+    fig, axes = plt.subplots(3, 1, figsize=(8, 4.9))
+    for ax, (caption, frames) in zip(axes, rows.items()):
+        gaps = np.pad(frames[::2], ((0, 0), (0, 0), (0, 3), (0, 0)), constant_values=255)
+        ax.imshow(np.concatenate([*gaps], axis=1))
+        ax.set_title(f"“{caption}”", loc="left")
+        ax.axis("off")
+    fig.suptitle("Which way a shape moves is in the caption, and in no single frame")
+    return fig
+
+
 def main() -> None:
     use_style()
     folder = ROOT / "nbs" / "images"
+    shapes().savefig(folder / "shapes.jpg", dpi=100)
     for name, figure in {"architecture": architecture(), "result": result()}.items():
         figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
 
