@@ -27,7 +27,7 @@ def switch(
 
 # %% ../nbs/02_switch.ipynb #0b9df5e4
 class CubeHook(FrameByFrame):
-    """Attach the prompt cube at the first block, and leave it as it is: Table 1 without switch."""
+    """Attach the prompt cube at the first block, and never switch it."""
 
     def __init__(
         self,
