@@ -167,13 +167,13 @@ def architecture(
     ax.text(0.75, top - 0.2, f"3 of {F} frames and prompts are drawn", fontsize=7, color="0.35")
     low = 0.75
     arrow(ax, (8.15, top + 0.02), (8.15, low + 0.85))
-    box(ax, (7.4, low), (1.5, 0.8), f"aggregation:\n[CLS] reads the cube\n{F} vectors of {E}", BLUE)
+    box(ax, (7.4, low), (1.5, 0.8), f"aggregation:\n[CLS] reads the cube\n{F} vectors of {D}", BLUE)
     arrow(ax, (7.3, low + 0.4), (6.72, low + 0.4))
     box(
         ax,
         (5.0, low),
         (1.65, 0.8),
-        f"mean of the frames:\none vector of {E},\ncomputed once, stored",
+        f"mean, projection:\none vector of {E},\ncomputed once, stored",
         BLUE,
     )
     arrow(ax, (4.93, low + 0.4), (4.42, low + 0.4))

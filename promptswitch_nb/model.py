@@ -74,7 +74,7 @@ class PromptSwitchConfig:
 
     frames_per_chunk: int = 6  # P, side of the prompt cube
     k: int = 3  # frames in the mean in training; 0: all
-    switch: bool = True  # False: the cube without the switch (Table 1)
+    switch: bool = True  # False: the cube without the switch
     residual: str = "switched"  # D1: "switched" or "kept"
     aggregate: str = "prompts"  # "temporal": a transformer over the frames; "none" (Table 1)
     aggregate_over: str = "video"  # D2: "video" or "chunk"

@@ -164,7 +164,8 @@ def show_hits(
 ) -> Figure:
     """Draw hits as a grid of thumbnails."""
     rows = max(1, -(-len(hits) // columns))
-    fig, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.1 * rows + 0.4), dpi=80)
+    size = (2.3 * columns, 2.1 * rows + 0.4)
+    fig, axes = plt.subplots(rows, columns, figsize=size, dpi=80, layout="tight")
     for axis in np.ravel(axes):
         axis.axis("off")
     for axis, hit in zip(np.ravel(axes), hits):
@@ -174,5 +175,4 @@ def show_hits(
         name = name if len(name) < 27 else f"{name[:24]}..."
         axis.set_title(f"{name}\n{span}, {hit.confidence:.0%}", fontsize=8)
     fig.suptitle(title or hits.verdict, fontsize=11)
-    fig.tight_layout()
     return fig

@@ -69,6 +69,19 @@ def test_hits_are_the_models_own_ranking(index, videos):
     )
 
 
+def test_what_cannot_be_a_question_is_refused(index):
+    """No hits, nothing left of a sum, no day, no such window: each is an error that says so."""
+    with pytest.raises(ValueError, match="ask for 1 hit or more"):
+        index.search("a red square", 0)
+    with pytest.raises(ValueError, match="Nothing is left"):
+        index.search('"a" - "a"')
+    with pytest.raises(ValueError, match="write a day as"):
+        index.search("a", after="soon")
+    with pytest.raises(KeyError):
+        index.similar("nowhere:0")
+    assert index.search("a red square", path="no such folder") == []
+
+
 def test_filters_choose_videos(index, videos):
     """Path, length and day leave out the others; a filter that takes none finds none."""
     found = index.search("a red square", 20, path="trip", dedupe=False)
