@@ -393,7 +393,7 @@ def test_a_split_without_motion_has_no_motion_pairs(tmp_path):
 
 # How far a long work is
 
-WORK = """
+WALK = """
 from promptswitch_nb.command import Meter
 Meter.EVERY = 0
 with Meter("walking", 3, "mile", shown=%s) as meter:
@@ -405,7 +405,7 @@ LINES = [f"walking: {n} of 3 miles, sunny, " for n in (1, 2, 3)]
 
 def walked(shown: bool | None, **streams: int) -> tuple[str, str]:
     """Work in a process of its own; return what it prints to streams that are no terminals."""
-    command = [sys.executable, "-c", WORK % shown]
+    command = [sys.executable, "-c", WALK % shown]
     streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE) | streams
     done = subprocess.run(command, check=True, **streams)
     return (done.stdout or b"").decode(), (done.stderr or b"").decode()
