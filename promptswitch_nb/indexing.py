@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from .command import clock
 from .encode import READER
 from .encode import SCHEME
 from .encode import FileEnd
@@ -135,9 +136,9 @@ class Estimate(NamedTuple):
 
     def __str__(self):
         return (
-            f"{self.files:,} files, about {_clock(self.seconds)} hours of video: "
+            f"{self.files:,} files, about {clock(self.seconds)} hours of video: "
             f"{self.windows:,} windows, {self.megabytes:,.1f} MB on disk, "
-            f"{_clock(self.work)} hours of encoding, and decoding beside it"
+            f"{clock(self.work)} hours of encoding, and decoding beside it"
         )
 
 # %% ../nbs/08i_indexing.ipynb #e5e1e6dc
@@ -169,12 +170,6 @@ def estimate_work(
 
 
 _THUMBNAIL_BYTES = 8000
-
-
-def _clock(seconds: float) -> str:
-    """Write seconds as hours, minutes and seconds."""
-    minutes, s = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{s:02}"
 
 
 def _header_seconds(path: bytes) -> float:
@@ -410,7 +405,7 @@ class Progress:
         if spent - self.last < self.every:
             return
         self.last = spent
-        left = f", {_clock(spent * (self.bytes - self.read) / self.read)} left" if self.read else ""
+        left = f", {clock(spent * (self.bytes - self.read) / self.read)} left" if self.read else ""
         windows = writer.report.windows
         self.say(f"{writer.done:,} of {self.total:,} files, {windows:,} windows{left}")
         self._record(writer.done, True)

@@ -97,6 +97,13 @@ def torchrun(*arguments: object, processes: int = 2, seconds: int = 200) -> str:
     return done.stdout
 
 
+def refuses(call, *args: object, contains: str, **options: object) -> None:
+    """Assert that a call is refused with a sentence."""
+    with pytest.raises(ValueError) as caught:
+        call(*args, **options)
+    assert contains in str(caught.value)
+
+
 @pytest.fixture
 def small_run(tmp_path: Path) -> dict:
     """Return the settings of a training run of seconds."""

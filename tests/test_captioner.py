@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import refuses
 from torch import nn
 
 from promptswitch_nb.captioner import CaptioningHead
@@ -16,13 +17,6 @@ def head() -> CaptioningHead:
     """Build a head that reads frame vectors wider than its words."""
     torch.manual_seed(0)
     return CaptioningHead(V, WIDTH, heads=2, layers=1, memory_width=12)
-
-
-def refuses(call, *args, contains, **options):
-    """Assert that a call is refused with a sentence."""
-    with pytest.raises(ValueError) as caught:
-        call(*args, **options)
-    assert contains in str(caught.value)
 
 
 def test_sizes():

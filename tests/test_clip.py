@@ -3,6 +3,7 @@
 import open_clip
 import pytest
 import torch
+from conftest import refuses
 
 from promptswitch_nb.clip import TINY_CONFIG
 from promptswitch_nb.clip import ClipTokenizer
@@ -14,13 +15,6 @@ def towers() -> CLIPTowers:
     """Build the tiny CLIP with CLIP's own tokenizer."""
     torch.manual_seed(0)
     return CLIPTowers(TINY_CONFIG, tokenizer=ClipTokenizer(24)).eval()
-
-
-def refuses(call, *args, contains):
-    """Assert that a call is refused with a sentence."""
-    with pytest.raises(ValueError) as caught:
-        call(*args)
-    assert contains in str(caught.value)
 
 
 @pytest.mark.parametrize(

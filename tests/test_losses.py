@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import refuses
 
 from promptswitch_nb.losses import caption
 from promptswitch_nb.losses import contrastive
@@ -10,13 +11,6 @@ from promptswitch_nb.losses import tfidf
 
 IDS = torch.tensor([[8, 0, 3, 9, 0, 0], [8, 0, 3, 9, 9, 9], [8, 1, 2, 3, 1, 9]])
 LOGITS = torch.zeros(3, 5, 10)
-
-
-def refuses(call, *args, contains, **options):
-    """Assert that a call is refused with a sentence."""
-    with pytest.raises(ValueError) as caught:
-        call(*args, **options)
-    assert contains in str(caught.value)
 
 
 def test_contrastive():

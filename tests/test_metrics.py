@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import refuses
 
 from promptswitch_nb.metrics import markdown_table
 from promptswitch_nb.metrics import metrics_from_similarity
@@ -9,13 +10,6 @@ from promptswitch_nb.metrics import place
 from promptswitch_nb.metrics import retrieval_metrics
 
 TEXTS, VIDEOS, OWNER = torch.eye(4), torch.eye(4)[:3], torch.tensor([0, 1, 2, 0])
-
-
-def refuses(call, *args, contains):
-    """Assert that a call is refused with a sentence."""
-    with pytest.raises(ValueError) as caught:
-        call(*args)
-    assert contains in str(caught.value)
 
 
 @pytest.mark.parametrize(
