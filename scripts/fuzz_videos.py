@@ -61,17 +61,26 @@ KINDS = {  # container → how it is written
 }
 
 
-def write_clips(folder: Path) -> dict[str, bytes]:
-    """Write a clip of each kind for which there is an encoder; return their bytes."""
-    rng, clips = np.random.default_rng(0), {}
+@lru_cache
+def clips() -> dict[str, bytes]:
+    """Make a clip of each kind for which there is an encoder."""
+    rng, made = np.random.default_rng(0), {}
     grain = rng.integers(0, 30, (FRAMES, 64, 96, 3), dtype=np.uint8)
     slope = np.add.outer(np.arange(64), np.arange(96))[None, :, :, None]
     steps = 4 * np.arange(FRAMES)[:, None, None, None]
     frames = grain + ((slope + steps) % 190).astype(np.uint8)
-    for kind, how in KINDS.items():
-        with suppress(av.FFmpegError, ValueError):
-            clips[kind] = write_video(folder / kind, frames, fps=25, **how).read_bytes()
-    return clips
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, how in KINDS.items():
+            with suppress(av.FFmpegError, ValueError):
+                made[kind] = write_video(Path(folder, kind), frames, fps=25, **how).read_bytes()
+    return made
+
+
+def write_clips(folder: Path) -> list[Path]:
+    """Write the clips."""
+    for kind, data in clips().items():
+        (folder / kind).write_bytes(data)
+    return [folder / kind for kind in clips()]
 
 
 def flipped(data: bytearray, rng: random.Random, first: int, last: int) -> bytearray:
@@ -183,19 +192,19 @@ def read_as_all(paths: tuple[Path, Path]) -> dict[str, Any]:
         found["wrong"] = wrong_frames(path, clip)
     except VideoError as error:
         found["cache"] = error.reason
-    *clips, end = read_file(os.fsencode(path), PREPROCESS, Windowing(seconds=1))
-    assert isinstance(end, FileEnd) and bool(clips) != bool(end.reason)
+    *windows, end = read_file(os.fsencode(path), PREPROCESS, Windowing(seconds=1))
+    assert isinstance(end, FileEnd) and bool(windows) != bool(end.reason)
     return found | {"encode": end.reason}
 
 
 def write_damaged(folder: Path, count: int, seed: int) -> dict[tuple, tuple[Path, Path]]:
     """Write damaged files, each container with each damage in turn; the files and their clips."""
-    clips, files = write_clips(folder), {}
+    kinds, files = [path.name for path in write_clips(folder)], {}
     for number in range(count):
-        kind = [*clips][number % len(clips)]
-        how = DAMAGES[(number + number // len(clips)) % len(DAMAGES)]
+        kind = kinds[number % len(kinds)]
+        how = DAMAGES[(number + number // len(kinds)) % len(DAMAGES)]
         path = folder / f"{number}-{kind}"
-        path.write_bytes(damage(clips[kind], how, random.Random(f"{seed}-{number}")))
+        path.write_bytes(damage(clips()[kind], how, random.Random(f"{seed}-{number}")))
         files[number, kind, how] = path, folder / kind
     return files
 

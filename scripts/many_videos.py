@@ -44,7 +44,7 @@ def open_many(
     process, listed, seen, began = psutil.Process(), 0, [], time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        whole = [folder / kind for kind in write_clips(folder)]
+        whole = write_clips(folder)
         files = [*whole, *(path for path, _ in write_damaged(folder, 2 * len(whole), 0).values())]
         with Meter("opening", count, "video") as meter:
             for number, path in enumerate(islice(cycle(files), count), 1):
