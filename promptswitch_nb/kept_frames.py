@@ -74,7 +74,7 @@ class Compressed(NamedTuple):
     size: int  # of the file, in bytes
     modified: int  # when the file was written, in nanoseconds
 
-
+# %% ../nbs/05db_kept_frames.ipynb #29222f5e
 AT_A_TIME = 2**28  # bytes of decoded pictures
 
 

@@ -35,6 +35,7 @@ from promptswitch_nb.kept_frames import compress_video
 from promptswitch_nb.probe import as_shown
 from promptswitch_nb.probe import probe_video
 from promptswitch_nb.runs import provenance
+from promptswitch_nb.video import PyAVReader
 from promptswitch_nb.video import VideoError
 from promptswitch_nb.video import open_video
 from promptswitch_nb.video import read_frames
@@ -133,8 +134,8 @@ DAMAGES = (
 )
 
 
-def plain(path: Path) -> list[np.ndarray]:
-    """Decode a file from its beginning and pass over what cannot be decoded."""
+def plain(path: Path) -> list[tuple[int | None, np.ndarray]]:
+    """Decode a file from its beginning, and pass over what cannot be decoded: times, pictures."""
     pictures = []
     size = dict(zip(("height", "width"), probe_video(path).size))
     with open(path, "rb") as file, av.open(file, metadata_errors="replace") as container:
@@ -143,36 +144,44 @@ def plain(path: Path) -> list[np.ndarray]:
             for packet in container.demux(video=0):
                 with suppress(av.FFmpegError):
                     for frame in packet.decode():
-                        pictures.append(frame.to_ndarray(format="rgb24", **size))
+                        pictures.append((frame.pts, frame.to_ndarray(format="rgb24", **size)))
     return pictures
 
 
 @lru_cache
-def whole_pictures(clip: Path) -> dict[bytes, int]:
+def numbers_of(clip: Path) -> dict[bytes, int]:
     """List the pictures of a clip that is not damaged, with their numbers."""
-    pictures = plain(clip)
-    return {picture.tobytes(): number for number, picture in enumerate(pictures)}
+    return {picture.tobytes(): number for number, (_, picture) in enumerate(plain(clip))}
 
 
-def wrong_frames(path: Path, clip: Path) -> list[int]:
-    """Find frames that are given under a wrong number, among twelve.
+def whole_frames(path: Path, clip: Path, reader: PyAVReader) -> tuple[dict, dict]:
+    """Find the pictures of a damaged file that are whole, by their places and by their times.
 
-    Where a plain decode gives a whole picture, the reader must give it too; or, where that decode
-    has lost frames before it, the picture that had this number before the damage.
+    Where a packet cannot be decoded these differ: it has a number, and gives no frame. A decoder
+    may also give an older picture for such a packet, which does not count here.
     """
+    times = None if reader.probe.timeline is None else reader.probe.timeline.times
+    numbers, newest, by_place, by_time = numbers_of(clip), -1, {}, {}
+    for place, (ticks, picture) in enumerate(plain(path)):
+        shown = numbers.get(picture.tobytes(), -1)
+        if shown > newest:
+            newest, by_place[place] = shown, picture
+            by_time[place if times is None else int(np.searchsorted(times, ticks))] = picture
+    return by_place, by_time
+
+
+def compare_frames(path: Path, clip: Path) -> dict[str, Any]:
+    """Compare twelve frames with the whole pictures that have their numbers."""
     reader = open_video(path)
     frames = read_frames(reader, partial(sample_indices, n_frames=12))
-    numbers = sample_indices(len(reader), 12)
-    every, whole = plain(path), whole_pictures(clip)
-    wrong = []
-    for number, frame in zip(numbers.tolist(), frames):
-        right = every[number] if number < len(every) else None
-        if right is None or right.tobytes() not in whole:
-            continue
-        shown = as_shown(right[None], reader.probe.aspect, reader.probe.matrix)[0]
-        if not np.array_equal(frame, shown) and whole.get(frame.tobytes()) != number:
-            wrong.append(number)
-    return wrong
+    places, compared, wrong = whole_frames(path, clip, reader), 0, []
+    for number, frame in zip(sample_indices(len(reader), 12).tolist(), frames):
+        if all(number in pictures for pictures in places):
+            view = reader.probe.aspect, reader.probe.matrix
+            right = [as_shown(pictures[number][None], *view)[0] for pictures in places]
+            wrong += [] if any(np.array_equal(frame, one) for one in right) else [number]
+            compared += 1
+    return dict(compared=compared, wrong=wrong)
 
 
 PREPROCESS = Preprocess(image_size=32, n_frames=4, test_frames=4, frames_per_chunk=None)
@@ -186,10 +195,10 @@ def read_as_all(paths: tuple[Path, Path]) -> dict[str, Any]:
     An error that is no `VideoError` is raised here, and counted: a command might stop at it.
     """
     path, clip = paths
-    found = {"cache": "", "check-data": decode_error(path) or "", "wrong": []}
+    found = {"cache": "", "check-data": decode_error(path) or "", "compared": 0, "wrong": []}
     try:
         compress_video(path, PLAN)
-        found["wrong"] = wrong_frames(path, clip)
+        found |= compare_frames(path, clip)
     except VideoError as error:
         found["cache"] = error.reason
     *windows, end = read_file(os.fsencode(path), PREPROCESS, Windowing(seconds=1))
@@ -227,6 +236,7 @@ def fuzz(
                 row["failed"] += 1
                 faults.append(f"{number}, {kind}, {how}: {found.reason}")
                 continue
+            row["frames compared"] += found["compared"]
             listed = sum(bool(found[name]) for name in READERS)
             row[{0: "read", len(READERS): "listed"}.get(listed, "read by some")] += 1
             reasons.update(re.sub(r"\d+", "N", found[name]) for name in READERS if found[name])

@@ -15,13 +15,15 @@ import many_videos
 
 from promptswitch_nb import data_check
 from promptswitch_nb.datasets import write_example
+from promptswitch_nb.probe import DECORD_FRAMES
 from promptswitch_nb.video import PyAVReader
 
 
 def test_damaged_videos_are_read_or_listed():
     found = fuzz_videos.fuzz(42)
-    assert found["faults"] == [] and found["total"].total() == 2 * 42
-    assert found["total"]["read"] >= 10 and found["total"]["listed"] >= 5
+    total = found["total"]
+    assert found["faults"] == [] and total["read"] + total["listed"] == total["files"] == 42
+    assert total["read"] >= 10 and total["listed"] >= 5 and total["frames compared"] > 100
     assert set(found["kinds"]) >= {"h264.mp4", "h264.mkv", "vp9.webm", "mpeg4.avi", "h264.ts"}
     assert all(found["reasons"])
 
@@ -29,14 +31,14 @@ def test_damaged_videos_are_read_or_listed():
 def test_frames_under_a_wrong_number_are_found(tmp_path, monkeypatch):
     fuzz_videos.write_clips(tmp_path)
     clip = tmp_path / "h264.mp4"
-    assert fuzz_videos.wrong_frames(clip, clip) == []
+    assert fuzz_videos.compare_frames(clip, clip) == dict(compared=12, wrong=[])
     read = fuzz_videos.read_frames
 
     def one_late(reader, draw):
         return read(reader, lambda total: np.minimum(draw(total) + 1, total - 1))
 
     monkeypatch.setattr(fuzz_videos, "read_frames", one_late)
-    assert len(fuzz_videos.wrong_frames(clip, clip)) == 12
+    assert len(fuzz_videos.compare_frames(clip, clip)["wrong"]) == 12
 
 
 def test_a_data_tree_is_checked_though_files_crash_or_hang_their_decoder(tmp_path, monkeypatch):
@@ -80,9 +82,11 @@ def test_a_leak_is_found(kind):
 
 
 def test_frames_of_a_long_video_show_their_numbers(tmp_path):
-    row, frames = long_videos.measure(long_videos.write_numbered(tmp_path / "long.mp4", 3000))
-    wanted = long_videos.sample_indices(3000, long_videos.WANTED).tolist()
-    assert row["frames"] == 3000 and long_videos.shown_numbers(frames) == wanted
+    count = DECORD_FRAMES + 1
+    row, frames = long_videos.measure(long_videos.write_numbered(tmp_path / "long.mp4", count))
+    wanted = long_videos.sample_indices(count, long_videos.WANTED).tolist()
+    assert (row["frames"], row["chosen"]) == (count, "pyav")
+    assert long_videos.shown_numbers(frames) == wanted
     reader = PyAVReader(tmp_path / "long.mp4", long_videos.probe_video(tmp_path / "long.mp4"))
     assert long_videos.shown_numbers(reader.frames([2999, 251])) == [2999, 251]
     assert reader.decoded < 3 * 250
