@@ -48,8 +48,8 @@ def join_processes(
     if name == "cuda":
         torch.cuda.set_device(local_rank)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        backend = "nccl" if name == "cuda" else "gloo"
-        patience = timedelta(hours=2)  # the others wait while the first evaluates
+        backend = "cpu:gloo,cuda:nccl" if name == "cuda" else "gloo"
+        patience = timedelta(hours=2)  # the others wait while the first makes data, or ranks
         dist.init_process_group(backend, timeout=patience)
     return torch.device(name, local_rank) if name == "cuda" else torch.device("cpu")
 
@@ -64,24 +64,29 @@ class _GatherRows(torch.autograd.Function):
     """Join the rows of all processes; backward, sum what all of them say about this one's rows."""
 
     @staticmethod
-    def forward(ctx, rows):
-        ctx.count = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def forward(ctx, rows, counts):
+        start = sum(counts[: rank()])
+        ctx.own = slice(start, start + len(rows))
+        sent = rows.new_zeros(max(counts), *rows.shape[1:])  # all send as many
+        sent[: len(rows)] = rows
+        parts = [torch.empty_like(sent) for _ in counts]
+        dist.all_gather(parts, sent)
+        return torch.cat([part[:n] for part, n in zip(parts, counts)])
 
     @staticmethod
     def backward(ctx, gradient):
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
-        return gradient[rank() * ctx.count : (rank() + 1) * ctx.count]
+        return gradient[ctx.own], None
 
 
 def gather_rows(
-    rows: Tensor,  # (B,…) of this process; B is the same in all
-) -> Tensor:  # (world size·B,…), in the order of the ranks
+    rows: Tensor,  # (B,…) of this process
+    counts: list[int] | None = None,  # B of each process; None: the same in all
+) -> Tensor:  # (sum of counts,…), in the order of the ranks
     """Join the rows of all processes and let gradients through."""
-    return _GatherRows.apply(rows) if world_size() > 1 else rows
+    counts = counts or [len(rows)] * world_size()
+    return _GatherRows.apply(rows, counts) if world_size() > 1 else rows
 
 # %% ../nbs/06f_distributed.ipynb #1ec089f3
 def on_first_process(

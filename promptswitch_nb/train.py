@@ -204,7 +204,8 @@ def say(self: Trainer, text: str) -> None:
 def train_step(self: Trainer, batch: dict) -> dict[str, float]:  # the row of the log
     """Make one step of a batch, cut into parts."""
     ids = self.model.tokenize(batch["captions"]).cpu()  # where looking at them waits for nothing
-    parts = min(self.config.accumulate, len(ids), max(1, len(ids) * world_size() // 2))
+    counts = gather_objects(len(ids))  # which may differ by one
+    parts = min(self.config.accumulate, *counts, max(1, sum(counts) // 2))
     frames = batch["frames"].to(self.device, non_blocking=True)
     cut = list(zip(frames.tensor_split(parts), ids.tensor_split(parts)))
     return self.stepper.step(self.progress.step, cut)
