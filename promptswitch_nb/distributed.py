@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rank', 'world_size', 'find_device', 'join_processes', 'leave_processes', 'gather_rows', 'on_first_process',
-           'gather_objects', 'average', 'sum_over_processes']
+           'gather_objects', 'collect_objects', 'all_ranks', 'average', 'sum_over_processes']
 
 # %% ../nbs/06f_distributed.ipynb #617d4fef
 import os
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .gallery import Ranks
 from .settings import ConfigError
 
 # %% ../nbs/06f_distributed.ipynb #4c735cda
@@ -108,6 +109,21 @@ def gather_objects(
     if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def collect_objects(
+    value: Any,  # of this process
+) -> list | None:  # the values of all processes in the first one; None in the others
+    """Send a value, such as features, to the first process."""
+    values = [value] * world_size() if rank() == 0 else None
+    if world_size() > 1:
+        dist.gather_object(value, values)
+    return values
+
+
+def all_ranks() -> Ranks:
+    """Let all processes share an encoding (`06da_gallery`)."""
+    return Ranks(rank(), world_size(), gather_objects, collect_objects)
 
 
 def average(
