@@ -154,7 +154,7 @@ def run_rows(
 ) -> None:
     """Do rows of a study side by side, each with its share of the cores; print what they print."""
     file = Path(place.runs, f"{study.name}.yaml")
-    write_text(file, yaml.safe_dump(dataclasses.asdict(study)))
+    write_text(file, yaml.safe_dump(dataclasses.asdict(study), sort_keys=False))
     options = dict(data_root=place.data_root, results_dir=place.results_dir, runs=place.runs)
     options |= dict(threads=max(1, torch.get_num_threads() // len(rows)))
     command = [sys.executable, "-m", "promptswitch_nb.studies", str(file)]
