@@ -12,6 +12,7 @@ import queue
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import closing
@@ -107,7 +108,7 @@ class _Worker:
         self.process.join()
         self.ended = True
 
-# %% ../nbs/05ea_apart.ipynb #0d02b129
+# %% ../nbs/05ea_apart.ipynb #c0fbf761
 def cores() -> int:
     """Count the cores that this process may use."""
     known = hasattr(os, "sched_getaffinity")
@@ -121,7 +122,7 @@ def _rounds(
     patience: Callable,  # item → most seconds for a result
 ) -> Iterator[list[tuple[Any, Any]]]:  # of names and results; empty where nothing has come
     """Work on items in processes, and give at short intervals what has come."""
-    rest, pool = iter(items.items()), [_Worker(work) for _ in range(workers)]
+    rest, pool = deque(items.items()), [_Worker(work) for _ in range(workers)]
     try:
         while pool:
             wait([worker.pipe for worker in pool], timeout=0.2)
@@ -132,7 +133,7 @@ def _rounds(
                     pool.remove(worker)
                     if not names:
                         raise RuntimeError(f"a worker cannot start: {answers[0].reason}")
-                    pool.append(_Worker(work))
+                    pool += [_Worker(work)] if rest else []
                 elif worker.ready:
                     _go_on(worker, rest, pool, patience)
                 found += [(name, answer) for name in names for answer in answers]
@@ -142,13 +143,14 @@ def _rounds(
             worker.end()
 
 
-def _go_on(worker: _Worker, rest: Iterator, pool: list[_Worker], patience: Callable) -> None:
+def _go_on(worker: _Worker, rest: deque, pool: list[_Worker], patience: Callable) -> None:
     """Give a worker the next item; where there is none, let it go."""
-    for name, item in rest:
+    if rest:
+        name, item = rest.popleft()
         worker.give(name, item, patience(item))
-        return
-    worker.end()
-    pool.remove(worker)
+    else:
+        worker.end()
+        pool.remove(worker)
 
 # %% ../nbs/05ea_apart.ipynb #205eb476
 def in_processes(
