@@ -262,15 +262,13 @@ def _hits(
             Copy(Path(os.fsdecode(path)), place.start, place.end, place.end - place.start)
             for path in file.paths[1:]
         ]
-        copies += [
-            Copy(
-                self._path(spans[i].file),
+        for i, shared in kept.copies:
+            start, end = (
                 max(shared.other_start, spans[i].start),
                 min(shared.other_end, spans[i].end),
-                shared.seconds,
             )
-            for i, shared in kept.copies
-        ]
+            overlap = min(shared.seconds, end - start)
+            copies.append(Copy(self._path(spans[i].file), start, end, overlap))
         hits.append(
             Hit(
                 path=self._path(place.file),

@@ -34,6 +34,7 @@ from promptswitch_nb.datasets import write_example
 from promptswitch_nb.files import write_json
 from promptswitch_nb.frame_store import FrameStore
 from promptswitch_nb.model import load_model
+from promptswitch_nb.runs import provenance
 from promptswitch_nb.runs import read_log
 from promptswitch_nb.video import write_video
 
@@ -256,7 +257,7 @@ def main() -> None:
     print(f"{kills} kills, {runs} runs, {late} kills between an evaluation and its checkpoint")
     if options.record:
         found = dict(work=options.work, kills=kills, runs=runs, between=late, seed=options.seed)
-        write_json(Path(options.record), found)
+        write_json(Path(options.record), found | provenance("cpu"))
     shutil.rmtree(place)
 
 

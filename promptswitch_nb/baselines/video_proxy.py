@@ -26,33 +26,37 @@ from ..system import register_encoder
 from ..system import register_model
 
 # %% ../../nbs/baselines/06_video_proxy.ipynb #7ec919bc
-def _per_head(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
-    """Make queries, keys and values, (...,l,D) to (3,...,H,l,D/H)."""
-    made = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
-    return rearrange(made, "... l (t h d) -> t ... h l d", t=3, h=attention.num_heads)
+def _per_head(attention: nn.MultiheadAttention, tokens: Tensor, asks: bool = True) -> Tensor:
+    """Make queries (if they ask), keys and values, (...,l,D) to (3 or 2,...,H,l,D/H)."""
+    skipped = 0 if asks else tokens.shape[-1]
+    weight, bias = attention.in_proj_weight[skipped:], attention.in_proj_bias[skipped:]
+    made = F.linear(tokens, weight, bias)
+    return rearrange(made, "... l (t h d) -> t ... h l d", t=2 + asks, h=attention.num_heads)
 
 
 def proxy_attention(
     attention: nn.MultiheadAttention,  # of one of CLIP's blocks
     shared: Tensor,  # (B,M,D) [CLS] and proxies
     patches: Tensor,  # (B,F,L,D)
-) -> tuple[Tensor, Tensor]:  # the same shapes
+    *,
+    last: bool = False,  # the shared tokens alone ask
+) -> tuple[Tensor, ...]:  # the same shapes; at last, that of `shared` alone
     """Let shared tokens attend to all, and patches to the shared and to their own frame."""
     n_frames = patches.shape[1]
     query, *pair = _per_head(attention, shared)
-    own_query, *own_pair = _per_head(attention, patches)
+    *own_query, own_keys, own_values = _per_head(attention, patches, asks=not last)
+    own_pair = own_keys, own_values
     everything = (
         torch.cat([s, rearrange(p, "b f h l d -> b h (f l) d")], dim=-2)
         for s, p in zip(pair, own_pair)
     )
-    of_a_frame = (
-        torch.cat([repeat(s, "b h m d -> b f h m d", f=n_frames), p], dim=-2)
-        for s, p in zip(pair, own_pair)
-    )
-    answers = (
-        F.scaled_dot_product_attention(query, *everything),
-        F.scaled_dot_product_attention(own_query, *of_a_frame),
-    )
+    answers = [F.scaled_dot_product_attention(query, *everything)]
+    for asked in own_query:
+        of_a_frame = (
+            torch.cat([repeat(s, "b h m d -> b f h m d", f=n_frames), p], dim=-2)
+            for s, p in zip(pair, own_pair)
+        )
+        answers.append(F.scaled_dot_product_attention(asked, *of_a_frame))
     joined = (rearrange(answer, "... h l d -> ... l (h d)") for answer in answers)
     return tuple(attention.out_proj(answer) for answer in joined)
 
@@ -61,9 +65,11 @@ def proxy_block(
     block: nn.Module,  # one of open_clip's residual attention blocks
     shared: Tensor,  # (B,M,D)
     patches: Tensor,  # (B,F,L,D)
-) -> tuple[Tensor, Tensor]:  # the same shapes
+    *,
+    last: bool = False,  # give the shared tokens alone
+) -> tuple[Tensor, ...]:  # the same shapes; at last, that of `shared` alone
     """Run one of CLIP's blocks with the attention above."""
-    heard = proxy_attention(block.attn, block.ln_1(shared), block.ln_1(patches))
+    heard = proxy_attention(block.attn, block.ln_1(shared), block.ln_1(patches), last=last)
     groups = (x + block.ls_1(h) for x, h in zip((shared, patches), heard))
     return tuple(x + block.ls_2(block.mlp(block.ln_2(x))) for x in groups)
 
@@ -128,7 +134,9 @@ def embed(
 def proxy_tokens(
     self: VideoProxy,
     frames: Tensor,  # (B,F,3,H,W)
-) -> tuple[Tensor, Tensor]:  # shared (B,M,D), patches (B,F,L,D), before the last LayerNorm
+    *,
+    read_only: bool = False,  # give the shared tokens alone
+) -> tuple[Tensor, ...]:  # shared (B,M,D), patches (B,F,L,D), before the last LayerNorm
     """Run the tower on the tokens of videos."""
     size = self.clip.image_size
     if frames.shape[2:] != (3, size, size) or not frames.is_floating_point():
@@ -137,9 +145,10 @@ def proxy_tokens(
             f"got {tuple(frames.shape)} of {frames.dtype}"
         )
     shared, patches = (self.clip.model.visual.ln_pre(x) for x in self.embed(frames))
-    for block in self.clip.model.visual.transformer.resblocks:
+    *blocks, last = self.clip.model.visual.transformer.resblocks
+    for block in blocks:
         shared, patches = proxy_block(block, shared, patches)
-    return shared, patches
+    return proxy_block(last, shared, patches, last=read_only)
 
 # %% ../../nbs/baselines/06_video_proxy.ipynb #284babfd
 @patch
@@ -148,7 +157,7 @@ def frame_vectors(
     frames: Tensor,  # (B,F,3,H,W)
 ) -> Tensor:  # (B,F,D), the same vector for each frame of a video
     """Take the one [CLS] of each video through the last LayerNorm."""
-    shared, _ = self.proxy_tokens(frames)
+    (shared,) = self.proxy_tokens(frames, read_only=True)
     return repeat(self.clip.final_norm(shared[:, 0]), "b d -> b f d", f=frames.shape[1])
 
 
