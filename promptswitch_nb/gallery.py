@@ -110,7 +110,7 @@ def encode_texts(
         back = order.argsort().cpu()
         return {name: values[back] for name, values in joined.items()}
 
-# %% ../nbs/06da_gallery.ipynb #d4e35176
+# %% ../nbs/06da_gallery.ipynb #c56f1525
 HALF = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)  # precision → autocast's type
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -134,7 +134,7 @@ def find_precision(
         raise ConfigError(f"precision {precision} needs {needs}: write precision: fp32.")
     return precision
 
-
+# %% ../nbs/06da_gallery.ipynb #d4e35176
 @dataclass(frozen=True)
 class Encoded:
     """Hold the features of a split, what each row stands for, and the model that compares them."""
