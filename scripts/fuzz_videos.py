@@ -210,8 +210,8 @@ def write_damaged(folder: Path, count: int, seed: int) -> dict[tuple, tuple[Path
     """Write damaged files, each container with each damage in turn; the files and their clips."""
     kinds, files = [path.name for path in write_clips(folder)], {}
     for number in range(count):
-        kind = kinds[number % len(kinds)]
-        how = DAMAGES[(number + number // len(kinds)) % len(DAMAGES)]
+        turn, place = divmod(number, len(kinds))
+        kind, how = kinds[place], DAMAGES[(turn + place) % len(DAMAGES)]
         path = folder / f"{number}-{kind}"
         path.write_bytes(damage(clips()[kind], how, random.Random(f"{seed}-{number}")))
         files[number, kind, how] = path, folder / kind

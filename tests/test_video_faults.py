@@ -28,6 +28,12 @@ def test_damaged_videos_are_read_or_listed():
     assert all(found["reasons"])
 
 
+def test_each_container_is_damaged_in_each_way(tmp_path):
+    kinds = len(fuzz_videos.write_clips(tmp_path))
+    files = fuzz_videos.write_damaged(tmp_path, kinds * len(fuzz_videos.DAMAGES), 0)
+    assert len({(kind, how) for _, kind, how in files}) == len(files)
+
+
 def test_frames_under_a_wrong_number_are_found(tmp_path, monkeypatch):
     fuzz_videos.write_clips(tmp_path)
     clip = tmp_path / "h264.mp4"
