@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import NonNegativeInt
+from pydantic import PositiveFloat
 from pydantic import PositiveInt
 
 from .confidence import read_texts
 from .cutting import cut
 from .encode import DEFAULT_CLIP
+from .encode import SECONDS
 from .encode import spare_cores
 from .files import write_text
+from .gallery import Precision
 from .indexing import read_record
 from .queries import parse_query
 from .results import as_dict
@@ -59,9 +62,11 @@ class IndexConfig(_Model):
     window: AtLeast0 | None = None  # seconds of a window, 10 for a new index; 0: whole videos
     overlap: Share | None = None  # share of a window that the next one repeats, 0.5
     workers: NonNegativeInt | None = None  # processes that decode; None: a core each but one
+    seconds: PositiveFloat = SECONDS  # most time without a window, and one more for each MB
     batch_size: PositiveInt = 16  # windows encoded at a time
     frame_vectors: bool = True  # keep them, for moments, copies and reasons
-    precision: str = "fp32"  # fp32, bf16 or fp16
+    precision: Precision = "auto"  # auto: bf16 on a CPU that has its instructions, else fp32
+    compile: bool = False  # let PyTorch compile the towers' blocks: faster after a slow first batch
     allow_empty: bool = False  # a folder that is empty now: let its videos leave the index
     unrelated: str = ""  # a file with a text a line that no video shows; for the confidence
     shards: bool = False  # the folder holds what `promptswitch encode` wrote
@@ -88,9 +93,11 @@ def index(
             config.folder,
             windowing=_windowing(config, read_record(held.store)),
             workers=spare_cores(config.workers),
+            seconds=config.seconds,
             batch_size=config.batch_size,
             frame_vectors=config.frame_vectors,
             precision=config.precision,
+            compile=config.compile,
             allow_empty=config.allow_empty,
         )
     if texts:

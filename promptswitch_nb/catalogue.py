@@ -24,6 +24,7 @@ from .confidence import best_scores
 from .confidence import best_scores_elsewhere
 from .confidence import null_texts
 from .encode import DEFAULT_CLIP
+from .encode import SECONDS
 from .encode import find_model
 from .finding import Filter
 from .finding import files_by_content
@@ -144,10 +145,12 @@ def add(
     place: str | Path,  # a folder, searched with its subfolders; or one video file
     *,
     windowing: Windowing | None = None,  # how videos are cut; None: as the index is, or 10 s
-    workers: int = 0,  # processes that decode; 0: none but this one
+    workers: int = 0,  # processes that decode; 0: this one, which a file can crash or hold up
+    seconds: float = SECONDS,  # most time without a window, and one more for each MB of the file
     batch_size: int = 16,  # windows encoded at a time
     frame_vectors: bool = True,  # keep them, for moments, copies and reasons
-    precision: str = "fp32",  # fp32, bf16 or fp16
+    precision: str = "fp32",  # auto, fp32, bf16 or fp16
+    compile: bool = False,  # let PyTorch compile the towers' blocks
     allow_empty: bool = False,  # let all files of a folder that is empty now leave the index
     quiet: bool = False,  # print nothing
 ) -> Report:
@@ -158,9 +161,11 @@ def add(
         place,
         windowing=windowing,
         workers=workers,
+        seconds=seconds,
         batch_size=batch_size,
         frame_vectors=frame_vectors,
         precision=precision,
+        compile=compile,
         allow_empty=allow_empty,
         quiet=quiet,
     )

@@ -11,6 +11,9 @@ import sys
 from importlib import import_module
 from typing import NamedTuple
 
+from pydantic import NonNegativeInt
+from pydantic import PositiveFloat
+
 from .command import command_line
 from .settings import Settings
 from .settings import read_arguments
@@ -32,6 +35,8 @@ class CheckDataConfig(Settings):
     root: str  # folder of the dataset
     variant: str | None = None  # of the dataset, such as 9k
     decode: bool = True  # open the videos; false: only look whether they are there
+    workers: NonNegativeInt | None = None  # processes that decode; None: one a core
+    seconds: PositiveFloat = 600  # most time for a video, before it is listed as undecodable
 
 
 def check_data(
@@ -40,7 +45,8 @@ def check_data(
     """Print what a data tree has, lacks and cannot decode."""
     c = read_arguments(CheckDataConfig, argv, prog="promptswitch check-data", positional="dataset")
     checked = import_module("promptswitch_nb.data_check").check_data
-    report = checked(c.dataset, c.root, variant=c.variant, decode=c.decode)
+    options = {name: getattr(c, name) for name in ("variant", "decode", "workers", "seconds")}
+    report = checked(c.dataset, c.root, **options)
     print(report.table())
     return 0 if report.ok else 1
 

@@ -8,16 +8,16 @@ __all__ = ['decode_error', 'SplitCheck', 'DataReport', 'check_data']
 # %% ../nbs/06ba_data_check.ipynb #81c00c98
 import os
 import warnings
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 from .annotations import DataError
 from .annotations import printable
+from .apart import Failed
+from .apart import cores
+from .apart import in_processes
 from .command import Meter
 from .datasets import find_format
 from .datasets import load_pairs
@@ -45,19 +45,15 @@ def decode_error(
     return None
 
 
-def _decode_errors(paths, to_end, workers):
+def _decode_errors(paths, to_end, workers, seconds):
     """Try many files, in processes of their own if there are workers."""
-    test, found = partial(decode_error, to_end=to_end), {}
-    with ExitStack() as stack:
-        meter = stack.enter_context(Meter("decoding", len(paths), "video"))
-        errors = map(test, paths)
-        if workers:
-            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-            errors = stack.enter_context(pool).map(test, paths, chunksize=8)
-        for path, error in zip(paths, errors):
-            found[path] = error
+    test, items, found = partial(decode_error, to_end=to_end), dict(zip(paths, paths)), {}
+    workers = min(cores() if workers is None else workers, len(paths))
+    with Meter("decoding", len(paths), "video") as meter:
+        for path, error in in_processes(test, items, workers=workers, seconds=seconds):
+            found[path] = error.reason if isinstance(error, Failed) else error
             meter.add()
-    return found
+    return {path: found[path] for path in paths}
 
 # %% ../nbs/06ba_data_check.ipynb #44ed2ebe
 class SplitCheck(NamedTuple):
@@ -155,7 +151,8 @@ def check_data(
     video_dir: str | Path | None = None,  # where the videos are, if not below the root
     decode: bool = True,  # try to decode the first frame of each video
     to_end: bool = False,  # try the last frame too; slower, but finds files that are cut off
-    workers: int = 0,  # processes to decode in; 0: this one
+    workers: int | None = 0,  # processes to decode in; 0: this one; None: one a core
+    seconds: float = 600,  # most time for a video, if there are workers
 ) -> DataReport:  # its `.table()` is the text, `.ok` the verdict
     """Compare a data tree with what its annotation files want."""
     _, variant = find_format(name, root, variant)
@@ -165,7 +162,9 @@ def check_data(
     notes = dict.fromkeys([*(note.removeprefix(f"{root}: ") for note in notes), *more_notes])
     videos = {pair.path: pair.video_id for pair in chain(*pairs.values())}
     present = [path for path in videos if os.path.isfile(path)]
-    reasons = _decode_errors(present, to_end, workers) if decode else dict.fromkeys(present)
+    reasons = dict.fromkeys(present)
+    if decode:
+        reasons = _decode_errors(present, to_end, workers, seconds)
     broken = {path: reason for path, reason in reasons.items() if reason is not None}
 
     def count(split):

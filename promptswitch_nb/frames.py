@@ -94,6 +94,9 @@ def normalise(
     return ((pictures.float() / 255 - mean) / std).contiguous()
 
 
+_AT_A_TIME = 2**24  # bytes of pictures that a CPU resizes in one go
+
+
 def resize(
     frames: np.ndarray | Tensor,  # (F, H, W, 3) uint8
     size: tuple[int, int],  # (h, w)
@@ -103,7 +106,8 @@ def resize(
     pictures = rearrange(torch.as_tensor(frames), "f h w c -> f c h w")
     scale = partial(interpolate, size=size, mode=interpolation, antialias=True)
     if pictures.device.type == "cpu":
-        return scale(pictures)
+        count = _AT_A_TIME // (3 * pictures.shape[2] * pictures.shape[3]) or 1
+        return torch.cat([scale(part) for part in pictures.split(count)])
     return scale(pictures.float()).round().clamp(0, 255).byte()  # a GPU has no such bytes
 
 # %% ../nbs/05b_frames.ipynb #5ebf33ad

@@ -23,12 +23,15 @@ import torch
 from .command import clock
 from .encode import READER
 from .encode import SCHEME
+from .encode import SECONDS
 from .encode import FileEnd
 from .encode import Step
 from .encode import encode_files
 from .encode import events_of
 from .encode import find_videos
+from .gallery import HALF
 from .gallery import evaluating
+from .gallery import find_precision
 from .probe import VideoError
 from .probe import opened
 from .rows import schema_of
@@ -147,6 +150,7 @@ def estimate_work(
     paths: list[bytes],
     windowing: Windowing,
     *,
+    precision: str = "fp32",  # fp32, bf16 or fp16
     samples: int = 20,  # files whose headers are read
 ) -> Estimate:
     """Estimate time and disk from some headers and one window."""
@@ -160,7 +164,8 @@ def estimate_work(
     windows = max(len(paths), round(seconds / stride)) if stride else len(paths)
     S, F = model.preprocess.image_size, model.preprocess.test_frames
     frames = torch.zeros(1, F, 3, S, S, device=next(model.parameters()).device)
-    with evaluating(model):
+    half = HALF[precision]
+    with evaluating(model), torch.autocast(frames.device.type, half, half is not None):
         started = time.monotonic()
         features = model.video_features(frames)
         one = time.monotonic() - started
@@ -280,10 +285,12 @@ def index_folder(
     place: str | Path,  # a folder, searched with its subfolders; or one file
     *,
     windowing: Windowing | None = None,  # how videos are cut; None: as the index is, or 10 s
-    workers: int = 0,  # processes that decode; 0: none but this one
+    workers: int = 0,  # processes that decode; 0: this one, which a file can crash or hold up
+    seconds: float = SECONDS,  # as in `events_of`
     batch_size: int = 16,  # windows encoded at a time
     frame_vectors: bool = True,  # keep them, for moments, duplicates and re-ranking
-    precision: str = "fp32",  # fp32, bf16 or fp16
+    precision: str = "fp32",  # auto, fp32, bf16 or fp16
+    compile: bool = False,  # let PyTorch compile the towers' blocks
     allow_empty: bool = False,  # as in `plan_index`
     quiet: bool = False,  # print nothing
 ) -> Report:
@@ -292,16 +299,18 @@ def index_folder(
     check_model(about, model)
     windowing = windowing or Windowing(**about.get("windowing", {}))
     _check_windowing(about, windowing)
+    precision = find_precision(precision, model.clip.device)
     plan = plan_index(store, place, allow_empty=allow_empty)
-    if not about:
-        write_record(store, "about", about_vectors(model, windowing))
     say = _silent if quiet else _say
+    if plan.todo or not about:
+        _remember(store, about, about_vectors(model, windowing, precision), say)
     if plan.todo:
-        say(estimate_work(model, plan.todo, windowing))
+        say(estimate_work(model, plan.todo, windowing, precision=precision), f"({precision})")
     writer = Writer(store, plan.files)
-    kinds = dict(workers=workers, stored=plan.stored)
+    kinds = dict(workers=workers, seconds=seconds, stored=plan.stored)
     events = events_of(plan.todo, model.preprocess, windowing, **kinds)
-    options = dict(batch_size=batch_size, frame_vectors=frame_vectors, precision=precision)
+    options = dict(batch_size=batch_size, frame_vectors=frame_vectors)
+    options |= dict(precision=precision, compile=compile)
     progress = Progress(store, [os.stat(path).st_size for path in plan.todo], say)
     try:
         for step in encode_files(model, events, **options):
@@ -326,6 +335,16 @@ def _check_windowing(about: dict, windowing: Windowing) -> None:
             f"the index cuts videos as {theirs}, not as {windowing}: leave these settings out, "
             "or give another --db."
         )
+
+
+def _remember(store: Store, about: dict, mine: dict, say: object) -> None:
+    """Record what the vectors of an index depend on, and in which precisions they are."""
+    held = about.get("precision", "fp32").split(", ") if about else []
+    both = sorted({*held, *mine.get("precision", "fp32").split(", ")})
+    if held and both != held:
+        say(f"from now on the index holds vectors computed in {' and '.join(both)}")
+    if both != held:
+        write_record(store, "about", mine | dict(precision=", ".join(both)))
 
 
 def _silent(*_: object) -> None:
@@ -357,17 +376,17 @@ def index_shards(
     folder: str | Path,  # what `promptswitch encode` wrote
 ) -> Report:
     """Write the rows of shards to an index."""
-    report = Report()
+    report, any_precision = Report(), dict(precision="")
     for shard in _shards_in(folder):
         files = pq.read_table(shard)
         theirs, about = json.loads(files.schema.metadata[b"promptswitch_nb"]), read_record(store)
-        if about and theirs != about:
+        if about and theirs | any_precision != about | any_precision:
             raise IndexMismatch(
                 f"{shard} was made with {theirs['system']} of fingerprint {theirs['fingerprint']} "
                 f"and {theirs['windowing']}, the index with {about['system']} of fingerprint "
                 f"{about['fingerprint']} and {about['windowing']}: give another --db"
             )
-        write_record(store, "about", theirs)
+        _remember(store, about, theirs, _say)
         rows = shard.with_name(shard.name.replace(".files.", ".windows."))
         if rows.exists():
             windows = pq.read_table(rows).drop_columns(["path", "duration"])

@@ -8,6 +8,7 @@ __all__ = ['MISSING', 'AT_A_TIME', 'StorePlan', 'nearest', 'import_jpeg', 'Compr
 # %% ../nbs/05db_kept_frames.ipynb #9284c33d
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -73,25 +74,29 @@ class Compressed(NamedTuple):
     size: int  # of the file, in bytes
     modified: int  # when the file was written, in nanoseconds
 
-
+# %% ../nbs/05db_kept_frames.ipynb #29222f5e
 AT_A_TIME = 2**28  # bytes of decoded pictures
+
+
+def _pack(pictures: np.ndarray, plan: StorePlan) -> tuple[list[bytes], tuple[int, int]]:
+    """Make JPEGs of pictures, and tell their height and width."""
+    H, W = pictures.shape[1:3]
+    short = min(H, W)
+    if short > plan.short_side:
+        H, W = (round(plan.short_side * side / short) for side in (H, W))
+        pictures = resize(pictures, (H, W)).permute(0, 2, 3, 1).numpy()
+    encode = partial(import_jpeg().encode_jpeg, quality=plan.quality, colorsubsampling="420")
+    return [encode(np.ascontiguousarray(picture)) for picture in pictures], (H, W)
 
 
 def _jpegs(reader: VideoReader, plan: StorePlan) -> tuple[np.ndarray, list[bytes], tuple[int, int]]:
     """Make JPEGs of the kept frames, of a large video a few at a time."""
-    encode, numbers, jpegs = import_jpeg().encode_jpeg, plan.numbers(len(reader)), []
+    numbers, jpegs = plan.numbers(len(reader)), []
     step = max(1, AT_A_TIME // (3 * reader.probe.size[0] * reader.probe.size[1]))
     for first in range(0, len(numbers), step):
-        pictures = reader.frames(numbers[first : first + step])
-        H, W = pictures.shape[1:3]
-        short = min(H, W)
-        if short > plan.short_side:
-            H, W = (round(plan.short_side * side / short) for side in (H, W))
-            pictures = resize(pictures, (H, W)).permute(0, 2, 3, 1).numpy()
-        for picture in pictures:
-            picture = np.ascontiguousarray(picture)
-            jpegs.append(encode(picture, quality=plan.quality, colorsubsampling="420"))
-    return numbers, jpegs, (H, W)
+        packed, sides = _pack(reader.frames(numbers[first : first + step]), plan)
+        jpegs += packed
+    return numbers, jpegs, sides
 
 
 def compress_video(

@@ -82,7 +82,8 @@ def check_tree(
     if done.exists() and done.read_text(encoding="utf-8").endswith(folder):
         print(f"the data were checked before, see {done}", flush=True)
         return
-    report = check_data(c.dataset, c.data_root, variant=c.variant, decode=c.decode)
+    options = dict(variant=c.variant, decode=c.decode, workers=None)
+    report = check_data(c.dataset, c.data_root, **options)
     print(report.table(), flush=True)
     videos = sum(split.videos for split in report.splits)
     faulty = len(report.missing) + len(report.bad)

@@ -22,11 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pydantic import NonNegativeInt
+from pydantic import PositiveFloat
 from pydantic import PositiveInt
 
 from .encode import DEFAULT_CLIP
 from .encode import READER
 from .encode import SCHEME
+from .encode import SECONDS
 from .encode import FileEnd
 from .encode import encode_files
 from .encode import events_of
@@ -36,6 +38,8 @@ from .encode import fingerprint
 from .encode import path_id
 from .encode import spare_cores
 from .files import atomic_file
+from .gallery import Precision
+from .gallery import find_precision
 from .rows import schema_of
 from .settings import AtLeast0
 from .settings import ConfigError
@@ -60,9 +64,11 @@ class Shard:
     device: str | None = None  # cuda or cpu; None: a GPU if there is one
     windowing: Windowing = Windowing()
     frame_vectors: bool = False  # keep the vectors of frames beside those of windows
-    workers: int = 0  # processes that decode
+    workers: int = 0  # processes that decode; 0: this one, which a file can crash or hold up
+    seconds: float = SECONDS  # as in `events_of`
     batch_size: int = 16  # windows encoded at a time
     precision: str = "fp32"  # fp32, bf16 or fp16
+    compile: bool = False  # let PyTorch compile the towers' blocks
 
 
 @lru_cache(maxsize=1)
@@ -74,6 +80,7 @@ def _model_of(name: str, clip: str, pretrained: str, device: str | None) -> Vide
 def about_vectors(
     model: VideoCLIP,
     windowing: Windowing,
+    precision: str = "fp32",  # in which the vectors were computed
 ) -> dict:  # of plain values
     """Say what vectors depend on; two sets with the same record belong together."""
     return dict(
@@ -82,6 +89,7 @@ def about_vectors(
         system=type(model).__name__,
         preprocess=json.loads(json.dumps(asdict(model.preprocess))),
         windowing=asdict(windowing),
+        precision=precision,
     )
 
 
@@ -89,7 +97,8 @@ def file_row(
     end: FileEnd,
 ) -> dict:  # a row of the table `files`
     """Write how the work on a file ended as a row."""
-    known = dict(id=path_id(end.path), scheme=SCHEME, reader=READER)
+    reader = READER if end.is_final else ""  # another reader's failures are tried again
+    known = dict(id=path_id(end.path), scheme=SCHEME, reader=reader)
     return asdict(end) | known | dict(file="" if end.reason else end.file)
 
 # %% ../nbs/08ca_shards.ipynb #853f3418
@@ -99,13 +108,16 @@ def encode_shard(
     """Encode the files of a shard and write its two tables."""
     model = _model_of(shard.model, shard.clip, shard.pretrained, shard.device)
     tables, ends = [], []
-    events = events_of(list(shard.paths), model.preprocess, shard.windowing, workers=shard.workers)
-    options = dict(batch_size=shard.batch_size, frame_vectors=shard.frame_vectors)
-    for step in encode_files(model, events, precision=shard.precision, **options):
+    where = dict(workers=shard.workers, seconds=shard.seconds)
+    events = events_of(list(shard.paths), model.preprocess, shard.windowing, **where)
+    names = ("batch_size", "frame_vectors", "precision", "compile")
+    for step in encode_files(model, events, **{name: getattr(shard, name) for name in names}):
         tables += [] if step.rows is None else [step.rows]
         ends += step.ends
-    end_of = {end.file: end for end in ends}
-    about = {b"promptswitch_nb": json.dumps(about_vectors(model, shard.windowing)).encode()}
+    end_of = {end.file: end for end in ends if not end.reason}
+    about = about_vectors(model, shard.windowing, shard.precision)
+    about = {b"promptswitch_nb": json.dumps(about).encode()}
+    tables = [_of_whole_files(table, end_of) for table in tables]
     if tables:
         windows = pa.concat_tables(tables)
         owners = [end_of[file] for file in windows["file"].to_pylist()]
@@ -118,6 +130,12 @@ def encode_shard(
     skipped = [(end.path, end.reason) for end in ends if end.reason]
     n_windows = sum(len(table) for table in tables)
     return dict(out=shard.out, files=len(ends), windows=n_windows, skipped=skipped)
+
+
+def _of_whole_files(table: pa.Table, whole: dict) -> pa.Table:
+    """Leave out the windows of files that were broken off."""
+    is_kept = [file in whole for file in table["file"].to_pylist()]
+    return table if all(is_kept) else table.filter(pa.array(is_kept))
 
 
 def _write(table: pa.Table, path: str) -> None:
@@ -166,9 +184,11 @@ class EncodeConfig(Settings):
     window: AtLeast0 = 10.0  # seconds of a window; 0: a video is one window
     overlap: Share = 0.5  # share of a window that the next one repeats
     frame_vectors: bool = False  # keep the vectors of frames too
-    workers: NonNegativeInt | None = None  # that decode; None: a core each but one, 0 under Ray
+    workers: NonNegativeInt | None = None  # that decode; None: a core each but one, 1 under Ray
+    seconds: PositiveFloat = SECONDS  # most time without a window, and one more for each MB
     batch_size: PositiveInt = 16  # windows encoded at a time
-    precision: str = "fp32"  # fp32, bf16 or fp16
+    precision: Precision = "auto"  # auto: bf16 on a CPU that has its instructions, else fp32
+    compile: bool = False  # let PyTorch compile the towers' blocks: faster after a slow first batch
     files_per_shard: PositiveInt = 64  # a restart loses at most one shard
     shard: str = ""  # i/n: encode only the i-th of n parts of the files, i from 1
     ray: bool | str = False  # run under Ray, on this machine or at the address of a cluster
@@ -197,9 +217,11 @@ def plan_shards(
     done = done_files(out, about_vectors(model, windowing))
     paths = part_of(find_videos(config.folder), config.shard)
     left = [path for path in paths if not _is_done(path, done)]
-    names = ("model", "clip", "pretrained", "device", "frame_vectors", "batch_size", "precision")
+    names = ("model", "clip", "pretrained", "device", "frame_vectors")
+    names += ("batch_size", "seconds", "compile")
     same = {name: getattr(config, name) for name in names}
-    same["workers"] = config.workers or 0 if config.ray else spare_cores(config.workers)
+    same["workers"] = 1 if config.ray and config.workers is None else spare_cores(config.workers)
+    same["precision"] = find_precision(config.precision, model.clip.device)
     size, shards = config.files_per_shard, []
     for i in range(0, len(left), size):
         part = tuple(left[i : i + size])
@@ -251,7 +273,8 @@ def encode_folder(
     """Encode what is new in a folder of videos, and print how it goes."""
     shards, n_done = plan_shards(config)
     n_files = sum(len(shard.paths) for shard in shards)
-    print(f"{n_files:,} files to encode in {len(shards):,} shards, {n_done:,} done before")
+    how = f" in {shards[0].precision}" if shards else ""
+    print(f"{n_files:,} files to encode{how} in {len(shards):,} shards, {n_done:,} done before")
     started, files, windows, skipped = time.monotonic(), 0, 0, []
     for result in run(shards):
         files += result["files"]

@@ -36,6 +36,7 @@ from .distributed import world_size
 from .files import write_csv
 from .files import write_json
 from .gallery import encode_split
+from .gallery import find_precision
 from .gallery import gallery_metrics
 from .gallery import sample_captions
 from .model import VideoCLIP
@@ -60,7 +61,6 @@ from .samples import VideoTextDataset
 from .samples import check_main_guard
 from .samples import each_batch
 from .samples import loader_options
-from .settings import ConfigError
 from .settings import read_arguments
 from .setup import build_model
 from .setup import find_store
@@ -91,8 +91,7 @@ class Trainer:
         device: torch.device,  # of this process
     ):
         self.config, self.device, self.folder = config, device, Path(config.output_dir)
-        if config.precision != "fp32" and device.type != "cuda":
-            raise ConfigError(f"precision {config.precision} needs a GPU: write precision: fp32.")
+        find_precision(config.precision, device)
         pairs, resumed = training_pairs(config), on_first_process(find_run, config)
         self.config = config = resumed or config
         set_seed(config.seed)

@@ -50,6 +50,7 @@ class Work:
     command: Callable[[Path, Path], list[str]]  # that folder, and where the results go
     look: Callable[[Path], Any]  # reads what is there; fails where something is half written
     result: Callable[[Path], Any]  # what two runs are compared by
+    is_delicate: Callable[[Path, int], bool] | None = None  # now, at such a step or later
 
 
 def settings_of(place: Path, out: Path) -> Path:
@@ -78,6 +79,16 @@ def torchrun_command(place: Path, out: Path) -> list[str]:
     return [sys.executable, *torchrun, *train_command(place, out)[1:]]
 
 
+def awaits_checkpoint(out: Path, least: int = 0) -> bool:
+    """Tell whether an evaluation, not before some step, is newer than the last checkpoint."""
+    with contextlib.suppress(OSError, ValueError):  # a file that is just being written
+        record = out / "last" / "run.json"
+        step = json.loads(record.read_text())["step"] if record.exists() else 0
+        newest = max((row["step"] for row in read_log(out) if "t2v/R@1" in row), default=0)
+        return newest > step and newest >= least
+    return False
+
+
 def look_at_run(out: Path) -> str:
     """Read both checkpoints, if there are any; tell whether an evaluation came after the last."""
     for name in ("last", "best"):
@@ -87,9 +98,7 @@ def look_at_run(out: Path) -> str:
         return "no checkpoint yet"
     step = torch.load(out / "last" / "state.pt", weights_only=True)["step"]
     assert step == json.loads((out / "last" / "run.json").read_text())["step"]
-    measured = [row["step"] for row in read_log(out) if "t2v/R@1" in row]
-    late = bool(measured) and max(measured) > step
-    return f"step {step}" + (", between evaluation and checkpoint" if late else "")
+    return f"step {step}" + (", between evaluation and checkpoint" * awaits_checkpoint(out))
 
 
 def trained(out: Path) -> tuple:
@@ -155,8 +164,10 @@ def if_there(read: Callable[[Path], dict]) -> Callable[[Path], str]:
 
 
 WORKS = {
-    "training": Work(ready_to_train, train_command, look_at_run, trained),
-    "two_processes": Work(ready_to_train, torchrun_command, look_at_run, trained),
+    "training": Work(ready_to_train, train_command, look_at_run, trained, awaits_checkpoint),
+    "two_processes": Work(
+        ready_to_train, torchrun_command, look_at_run, trained, awaits_checkpoint
+    ),
     "encoding": Work(write_videos, encode_command, if_there(encoded), encoded),
     "caching": Work(
         lambda place: write_example("msrvtt", place / "data", n_videos=150),
@@ -214,6 +225,28 @@ def start(work: Work, place: Path, out: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
+def log_time(out: Path) -> int:
+    """Tell when the log was written; 0: it is not there yet."""
+    log = out / "log.csv"
+    return log.stat().st_mtime_ns if log.exists() else 0
+
+
+def wait_for_moment(process: subprocess.Popen, work: Work, out: Path, longest: float) -> None:
+    """Wait for a random moment, or, at a third of the kills, for one that is delicate.
+
+    Where the process ends before, so does the wait; else it is a `TimeoutExpired`.
+    """
+    seconds, before = random.uniform(0, longest), log_time(out)
+    if work.is_delicate and random.random() < 1 / 3:
+        least, end = int(STEPS * seconds / longest), time.monotonic() + 2 * longest
+        while process.poll() is None and time.monotonic() < end:
+            if log_time(out) != before and work.is_delicate(out, least):
+                break
+            time.sleep(0.002)
+        seconds = random.uniform(0, 0.03)
+    process.wait(seconds)
+
+
 def ended(process: subprocess.Popen, place: Path) -> bool:
     """Tell whether a process came to its end, and stop at an error of its own."""
     if process.returncode:
@@ -240,13 +273,16 @@ def main() -> None:
     print(f"left alone: {longest:.1f} s", flush=True)
     kills, runs, late, out = 0, 0, 0, place / "out"
     while kills < options.times or out.exists():
-        process = start(work, place, out)
+        process, before = start(work, place, out), log_time(out)
         try:
-            process.wait(random.uniform(0, longest) if kills < options.times else None)
+            if kills < options.times:
+                wait_for_moment(process, work, out, longest)
+            else:
+                process.wait()
         except subprocess.TimeoutExpired:
             how = kill(process, one_only=random.random() < 0.5)
             kills, found = kills + 1, work.look(out) if out.exists() else "nothing yet"
-            late += "between" in found
+            late += "between" in found and log_time(out) != before
             print(f"kill {kills}: {how}; {found}", flush=True)
             continue
         ended(process, place)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import pytest
 import torch
 
@@ -138,3 +139,21 @@ def small_settings(folder: Path) -> dict:
         threads=1,
         device="cpu",
     )
+
+
+def repeated(source: Path, path: Path, times: int) -> Path:
+    """Copy the packets of a file many times over, one after the other."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = old.streams.video[0]
+        packets = [packet for packet in old.demux(stream) if packet.size]
+        stamps = [(packet.pts, packet.dts) for packet in packets]
+        copy = new.add_stream_from_template(stream)
+        for number in range(times):
+            shift = number * len(packets) * packets[0].duration
+            for packet, (pts, dts) in zip(packets, stamps, strict=True):
+                again = av.Packet(bytes(packet))
+                again.pts, again.dts, again.time_base = pts + shift, dts + shift, stream.time_base
+                again.is_keyframe, again.stream = packet.is_keyframe, copy
+                again.duration = packets[0].duration
+                new.mux(again)
+    return path

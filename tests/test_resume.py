@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from promptswitch_nb.command import sentence
 from promptswitch_nb.model import load_model
 from promptswitch_nb.train import TrainConfig
 from promptswitch_nb.train import read_log
@@ -112,3 +113,32 @@ def test_a_killed_run_is_the_same_run(settings, start, tmp_path):
     assert all(torch.equal(ours["ema"][key], theirs["ema"][key]) for key in theirs["ema"])
     losses = [[row["loss"] for row in read_log(run) if "loss" in row] for run in (folder, whole)]
     assert losses[0] == losses[1] and len(losses[0]) == STEPS
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
+def test_a_full_disk_leaves_the_last_checkpoint(name, settings, small_disk, tmp_path):
+    """The second checkpoint does not fit beside the first: half of one of its files is too much."""
+    settings |= dict(steps=4, eval_every=4, resume=True)
+    whole = train(TrainConfig.from_dict(settings | dict(output_dir=str(tmp_path / "whole"))))
+    folder = small_disk.place / "run"
+    config = TrainConfig.from_dict(settings | dict(output_dir=str(folder)))
+    parts = [whole / "last" / part for part in ("model.safetensors", "state.pt")]
+    sizes = [part.stat().st_size for part in parts]
+    room = sum(sizes) + (sizes[0] / 2 if name == parts[0].name else sizes[0] + sizes[1] / 2)
+    small_disk.resize(f"{round(room / 1024) + 60}k")
+    with pytest.raises((OSError, RuntimeError)) as caught:
+        train(config)
+    assert sentence(caught.value).startswith("the disk is full (")
+    assert steps_saved(folder) == 1 and load_model(folder / "last")
+    assert [path.parent.name for path in folder.rglob("state.pt")] == [
+        (folder / "last").resolve().name
+    ]
+    small_disk.resize("9m")
+    train(config)
+    ours, theirs = (
+        torch.load(run / "last" / "state.pt", weights_only=True) for run in (folder, whole)
+    )
+    assert ours["step"] == theirs["step"] == 4
+    for name in ("last", "best"):
+        ours, theirs = weights(folder / name), weights(whole / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name

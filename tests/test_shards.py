@@ -1,5 +1,6 @@
 """Shards run under Ray, in parts and after a kill, and hold each file once."""
 
+import dataclasses
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ import pytest
 from conftest import small_model
 
 from promptswitch_nb.cli import main as command
+from promptswitch_nb.command import sentence
 from promptswitch_nb.encode import find_videos
 from promptswitch_nb.shards import EncodeConfig
 from promptswitch_nb.shards import encode_folder
@@ -71,6 +73,28 @@ def test_an_unfinished_shard_is_done_again(place):
     assert n_done == 8
     encode_folder(config)
     assert files_in(place / "broken") == Counter(find_videos(place / "videos"))
+
+
+def test_a_full_disk_leaves_whole_shards(place, small_disk):
+    """What was written before is whole, no part of a file is left, and the run goes on."""
+    encode_folder(settings_of(place, "roomy"))
+    config = dataclasses.replace(settings_of(place, ""), out=str(small_disk.place / "out"))
+    small_disk.resize("60k")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        encode_folder(config)
+    assert sentence(caught.value).startswith("the disk is full (")
+    out = Path(config.out)
+    assert not list(out.glob(".*.parquet"))
+    assert 0 < files_in(out).total() < 12
+    small_disk.resize("9m")
+    encode_folder(config)
+
+    def rows(folder: Path) -> dict:
+        tables = [pq.read_table(path) for path in folder.glob("*.windows.parquet")]
+        return {row["id"]: row for table in tables for row in table.to_pylist()}
+
+    assert files_in(out) == files_in(place / "roomy")
+    assert rows(out) == rows(place / "roomy")
 
 
 def test_ray_survives_the_death_of_a_worker(place):

@@ -14,6 +14,7 @@ import yaml
 from conftest import torchrun
 from torch import Tensor
 
+from promptswitch_nb import gallery
 from promptswitch_nb.command import Meter
 from promptswitch_nb.datasets import GalleryDataset
 from promptswitch_nb.datasets import load_pairs
@@ -69,11 +70,23 @@ def test_a_folder_holds_one_run(small_run):
         run(small_run, ema=0.5, resume=True)
 
 
-def test_what_does_not_fit_is_refused(small_run):
+def test_what_does_not_fit_is_refused(small_run, monkeypatch):
     with pytest.raises(ConfigError, match="n_frames is 3: it must be a multiple of frames_per_chu"):
         run(small_run, n_frames=3)
-    with pytest.raises(ConfigError, match="precision bf16 needs a GPU: write precision: fp32"):
+    with pytest.raises(ConfigError, match="precision fp16 needs a GPU: write precision: fp32"):
+        run(small_run, precision="fp16")
+    monkeypatch.setattr(gallery, "has_bf16", lambda: False)
+    with pytest.raises(ConfigError, match="precision bf16 needs a GPU, or a CPU with AVX512_BF16"):
         run(small_run, precision="bf16")
+
+
+def test_a_processor_with_instructions_trains_in_bf16(small_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(gallery, "has_bf16", lambda: True)
+    half = run(small_run, precision="bf16", output_dir=str(tmp_path / "half"))
+    full = run(small_run, output_dir=str(tmp_path / "full"))
+    losses = [read_log(folder)[0]["loss"] for folder in (half, full)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.1)
+    assert losses[0] != losses[1]
 
 
 def test_official_says_that_it_looks_at_the_test_set(small_run, capsys):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from av.error import FFmpegError
+from conftest import repeated
 from PIL import Image
 
 from promptswitch_nb import probe as probe_room
@@ -503,24 +504,6 @@ def test_a_disk_that_fails_ends_the_file(tmp_path, monkeypatch):
     with pytest.raises(VideoError, match="only .* frames can be decoded"):
         reader.frames(range(120))
     assert 20 < len(reader) < 119
-
-
-def repeated(source: Path, path: Path, times: int) -> Path:
-    """Copy the packets of a file many times over, one after the other."""
-    with av.open(str(source)) as old, av.open(str(path), "w") as new:
-        stream = old.streams.video[0]
-        packets = [packet for packet in old.demux(stream) if packet.size]
-        stamps = [(packet.pts, packet.dts) for packet in packets]
-        copy = new.add_stream_from_template(stream)
-        for number in range(times):
-            shift = number * len(packets) * packets[0].duration
-            for packet, (pts, dts) in zip(packets, stamps, strict=True):
-                again = av.Packet(bytes(packet))
-                again.pts, again.dts, again.time_base = pts + shift, dts + shift, stream.time_base
-                again.is_keyframe, again.stream = packet.is_keyframe, copy
-                again.duration = packets[0].duration
-                new.mux(again)
-    return path
 
 
 @pytest.fixture
