@@ -78,8 +78,8 @@ class EpochBatches(Sampler):
 
     def __iter__(self):
         for batch in self.plan[self.start :]:
-            share = len(batch) // self.world
-            yield batch[self.rank * share : (self.rank + 1) * share]
+            start, end = (n * len(batch) // self.world for n in (self.rank, self.rank + 1))
+            yield batch[start:end]
 
 # %% ../nbs/05f_batches.ipynb #486cbe89
 @patch
@@ -90,9 +90,9 @@ def _check(self: EpochBatches):
         raise DataError(
             f"unknown way with repeats {self.repeats!r}: it must be keep, drop or defer."
         )
-    if B < 1 or B % world:
+    if world > B:
         raise DataError(
-            f"a batch of {B} cannot be shared by {world} processes: take a multiple of {world}."
+            f"a batch of {B} cannot be shared by {world} processes: take {world} pairs or more."
         )
     most, what = len(self.videos), "pairs"
     if self.repeats == "defer":
@@ -128,9 +128,8 @@ def set_epoch(
     start: int = 0,  # batches of it that are already done
 ) -> None:
     """Make the plan of an epoch."""
-    batches, world = self._batches(epoch), self.world
-    shared = [batch[: len(batch) // world * world] for batch in batches]
-    self.plan = [[int(i) for i in batch] for batch in shared if len(batch) >= self.at_least]
+    batches = self._batches(epoch)
+    self.plan = [[int(i) for i in batch] for batch in batches if len(batch) >= self.at_least]
     self.start, self.left_out = start, len(self.videos) - sum(map(len, self.plan))
     if not 0 <= start <= len(self.plan):
         raise DataError(f"epoch {epoch} has {len(self.plan)} batches and cannot start at {start}.")

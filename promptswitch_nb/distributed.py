@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rank', 'world_size', 'find_device', 'join_processes', 'leave_processes', 'gather_rows', 'on_first_process',
-           'gather_objects', 'average', 'sum_over_processes']
+           'gather_objects', 'collect_objects', 'all_ranks', 'average', 'sum_over_processes']
 
 # %% ../nbs/06f_distributed.ipynb #617d4fef
 import os
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .gallery import Ranks
 from .settings import ConfigError
 
 # %% ../nbs/06f_distributed.ipynb #4c735cda
@@ -48,8 +49,8 @@ def join_processes(
     if name == "cuda":
         torch.cuda.set_device(local_rank)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        backend = "nccl" if name == "cuda" else "gloo"
-        patience = timedelta(hours=2)  # the others wait while the first evaluates
+        backend = "cpu:gloo,cuda:nccl" if name == "cuda" else "gloo"
+        patience = timedelta(hours=2)  # the others wait while the first makes data, or ranks
         dist.init_process_group(backend, timeout=patience)
     return torch.device(name, local_rank) if name == "cuda" else torch.device("cpu")
 
@@ -64,24 +65,29 @@ class _GatherRows(torch.autograd.Function):
     """Join the rows of all processes; backward, sum what all of them say about this one's rows."""
 
     @staticmethod
-    def forward(ctx, rows):
-        ctx.count = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def forward(ctx, rows, counts):
+        start = sum(counts[: rank()])
+        ctx.own = slice(start, start + len(rows))
+        sent = rows.new_zeros(max(counts), *rows.shape[1:])  # all send as many
+        sent[: len(rows)] = rows
+        parts = [torch.empty_like(sent) for _ in counts]
+        dist.all_gather(parts, sent)
+        return torch.cat([part[:n] for part, n in zip(parts, counts)])
 
     @staticmethod
     def backward(ctx, gradient):
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
-        return gradient[rank() * ctx.count : (rank() + 1) * ctx.count]
+        return gradient[ctx.own], None
 
 
 def gather_rows(
-    rows: Tensor,  # (B,…) of this process; B is the same in all
-) -> Tensor:  # (world size·B,…), in the order of the ranks
+    rows: Tensor,  # (B,…) of this process
+    counts: list[int] | None = None,  # B of each process; None: the same in all
+) -> Tensor:  # (sum of counts,…), in the order of the ranks
     """Join the rows of all processes and let gradients through."""
-    return _GatherRows.apply(rows) if world_size() > 1 else rows
+    counts = counts or [len(rows)] * world_size()
+    return _GatherRows.apply(rows, counts) if world_size() > 1 else rows
 
 # %% ../nbs/06f_distributed.ipynb #1ec089f3
 def on_first_process(
@@ -103,6 +109,21 @@ def gather_objects(
     if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def collect_objects(
+    value: Any,  # of this process
+) -> list | None:  # the values of all processes in the first one; None in the others
+    """Send a value, such as features, to the first process."""
+    values = [value] * world_size() if rank() == 0 else None
+    if world_size() > 1:
+        dist.gather_object(value, values)
+    return values
+
+
+def all_ranks() -> Ranks:
+    """Let all processes share an encoding (`06da_gallery`)."""
+    return Ranks(rank(), world_size(), gather_objects, collect_objects)
 
 
 def average(

@@ -25,6 +25,9 @@ from .annotations import DataError
 from .command import command_line
 from .config import EvaluateConfig as EvaluateConfig
 from .datasets import load_pairs
+from .distributed import all_ranks
+from .distributed import join_processes
+from .distributed import leave_processes
 from .files import write_json
 from .frames import PRESET_VIEWS
 from .frames import Preprocess
@@ -199,7 +202,7 @@ def check_free(
 # %% ../nbs/08_evaluate.ipynb #f098046a
 def evaluate(
     config: EvaluateConfig,
-) -> tuple[dict, Encoded]:  # the results as written, and what was encoded
+) -> tuple[dict, Encoded] | None:  # results as written, what was encoded; None: not first process
     """Evaluate a checkpoint and write results/<run>.json."""
     start, c = time.perf_counter(), config
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -214,7 +217,10 @@ def evaluate(
         preprocess=dataclasses.asdict(seen),
     )
     check_free(file, made_of)
-    encoded, bad_videos = _encode(c, model, file)
+    encoded = _encode(c, model)
+    if encoded is None:
+        return None
+    bad_videos = _list_failures(c, encoded, file)
     metrics = gallery_metrics(encoded, rerank=c.rerank, memory_mb=c.memory_mb)
     if c.dataset == "shapes":
         metrics |= motion_pair_accuracy(encoded, c.data_root, c.split)
@@ -233,28 +239,35 @@ def evaluate(
     write_json(file, results)
     return results, encoded
 
-
+# %% ../nbs/08_evaluate.ipynb #01873d60
 def _encode(
     config: EvaluateConfig,
     model: VideoCLIP,
-    file: Path,  # of the results
-) -> tuple[Encoded, str]:  # what was encoded; how many videos could not be decoded
-    """Encode a split, and list the videos that cannot be decoded."""
+) -> Encoded | None:  # None: not the first process
+    """Encode a split."""
     c = config
     pairs = load_pairs(c.dataset, c.data_root, c.split, variant=c.variant or None)
     gallery = GalleryDataset(pairs, model.preprocess, store=find_store(c))
+    shared = dict(batch_size=c.batch_size, workers=c.workers, ranks=all_ranks())
+    return encode_split(model, gallery, **shared)
+
+
+def _list_failures(
+    config: EvaluateConfig,
+    encoded: Encoded,
+    file: Path,  # of the results
+) -> str:  # how many videos could not be decoded
+    """List the videos that cannot be decoded; refuse too many."""
     listed = file.with_name(f"{file.stem}-bad_videos.csv")
-    bad = BadVideos(listed, len(gallery), max_share=c.max_bad_share)
-    encoded = encode_split(model, gallery, batch_size=c.batch_size, workers=c.workers)
+    count = len(encoded.videos) + len(encoded.failures)
+    bad = BadVideos(listed, count, max_share=config.max_bad_share)
     if not encoded.failures:
         listed.unlink(missing_ok=True)  # of an earlier evaluation, before the data were mended
     bad.add(encoded.failures)
     bad.check()
     if encoded.failures and not encoded.videos:
-        raise DataError(
-            f"none of the {len(gallery):,} videos can be decoded: {listed} says why of each."
-        )
-    return encoded, bad.summary()
+        raise DataError(f"none of the {count:,} videos can be decoded: {listed} says why of each.")
+    return bad.summary()
 
 # %% ../nbs/08_evaluate.ipynb #2fb670fc
 COLUMNS = (
@@ -396,9 +409,15 @@ def main(
     """Evaluate as the command line says, and print the row beside the paper's."""
     prog, argv = "promptswitch evaluate", sys.argv[1:] if argv is None else argv
     with command_line(prog):
-        results, _ = evaluate(
-            read_arguments(EvaluateConfig, argv, prog=prog, positional="checkpoint")
-        )
+        config = read_arguments(EvaluateConfig, argv, prog=prog, positional="checkpoint")
+        join_processes()
+        try:
+            found = evaluate(config)
+        finally:
+            leave_processes()
+        if found is None:
+            return
+        results, _ = found
         print(beside_paper(results))
         print(results["bad_videos"])
         print(f"The results are in {Path(results['config']['results_dir'], results['run'])}.json.")

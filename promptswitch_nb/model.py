@@ -286,10 +286,10 @@ def losses(
     logits = self.next_word_logits(ids, video["memory"][rows or slice(None)])
     weights, reduction = self.word_weights(ids.to(logits.device)), c.caption_reduction
     own = caption_loss(logits, ids, end=end, weights=weights, reduction=reduction)
-    processes = len(text["pooled"]) / len(ids)
-    if reduction == "token_mean" and processes > 1:
+    share = len(ids) / len(text["pooled"])  # of all pairs
+    if reduction == "token_mean" and share < 1:
         counted = self.word_weights(text["ids"]).sum()
-        own["caption"] = processes * own["numerator"] / counted.clamp_min(1e-6)
+        own["caption"] = own["numerator"] / (share * counted.clamp_min(1e-6))
     return total({name: terms[name] for name in ("contrastive", "t2v", "v2t")}, own, lam=c.lam)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from .clip import CLIPTowers
 from .config import TrainConfig
 from .datasets import load_pairs
+from .distributed import all_ranks
 from .gallery import encode_split
 from .gallery import gallery_metrics
 from .samples import GalleryDataset
@@ -92,7 +93,7 @@ LIMIT = 3.0  # standard errors
 def preflight(
     config: TrainConfig,
     towers: CLIPTowers,  # with the weights that the run starts from
-) -> Preflight | None:  # None: nothing is published for this start
+) -> Preflight | None:  # None: nothing is published for this start, or not the first process
     """Rank the test set with the start weights; warn when the result is not what others have."""
     expected = published(config)
     if expected is None or not isinstance(towers, CLIPTowers):  # of a system around something else
@@ -101,7 +102,10 @@ def preflight(
     model.preprocess = model.preprocess.changed(transform="crop", test_frames=N_FRAMES)
     pairs = load_pairs(config.dataset, config.data_root, "test", variant=config.variant)
     gallery = GalleryDataset(pairs, model.preprocess, store=find_store(config))
-    encoded = encode_split(model, gallery, workers=config.workers, progress=config.progress)
+    shared = dict(workers=config.workers, progress=config.progress, ranks=all_ranks())
+    encoded = encode_split(model, gallery, **shared)
+    if encoded is None:
+        return None
     metrics = gallery_metrics(encoded)
     found = Preflight(
         recall=metrics["t2v/R@1"],

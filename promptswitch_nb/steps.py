@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AT_CLIP_RATE', 'OPTIMIZERS', 'lr_at', 'optimizer_groups', 'set_lr', 'TransformersAdamW', 'clamp_temperature',
-           'moving_average', 'compared', 'TrainingPass', 'StepPlan', 'Stepper', 'check_finite', 'as_leaves',
-           'random_state', 'set_random_state']
+           'moving_average', 'compared', 'TrainingPass', 'StepPlan', 'Stepper', 'sizes_everywhere', 'check_finite',
+           'as_leaves', 'random_state', 'set_random_state']
 
 # %% ../nbs/06j_steps.ipynb #b11155d3
 import contextlib
@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .distributed import average
+from .distributed import gather_objects
 from .distributed import gather_rows
 from .distributed import rank
 from .distributed import sum_over_processes
@@ -162,19 +163,22 @@ class TrainingPass(nn.Module):
         text: dict[str, Tensor],  # of the pairs of this process
         video: dict[str, Tensor],
         ids: Tensor,  # (B,W)
+        counts: list[int] | None = None,  # B of each process; None: the same in all
     ) -> dict[str, Tensor]:  # "loss" and its terms
         """Gather the features of all processes, and compute the losses."""
-        text, video = ({key: gather_rows(t) for key, t in part.items()} for part in (text, video))
-        rows = slice(rank() * len(ids), (rank() + 1) * len(ids))
-        return self.model.losses(text, video, ids, rows)
+        counts = counts or [len(ids)] * world_size()
+        sides = ({key: gather_rows(t, counts) for key, t in part.items()} for part in (text, video))
+        start = sum(counts[: rank()])
+        return self.model.losses(*sides, ids, slice(start, start + len(ids)))
 
     def forward(
         self,
         frames: Tensor,  # (B,F,3,H,W) of this process
         ids: Tensor,  # (B,W)
+        counts: list[int] | None = None,  # B of each process; None: the same in all
     ) -> dict[str, Tensor]:  # "loss" and its terms
         """Encode, gather, compare."""
-        return self.compare(*self.encode(frames, ids), ids)
+        return self.compare(*self.encode(frames, ids), ids, counts)
 
 # %% ../nbs/06j_steps.ipynb #7b5ec324
 @dataclass(frozen=True)
@@ -248,17 +252,26 @@ def step(
     return self.update(number, terms | dict(logit_scale=scale))
 
 # %% ../nbs/06j_steps.ipynb #0dcb5986
+def sizes_everywhere(
+    parts: list[tuple[Tensor, Tensor]],  # frames (B,F,3,H,W) and ids (B,W)
+) -> list[list[int]]:  # B of each part, of each process
+    """Count the pairs of all processes."""
+    return gather_objects([len(ids) for _, ids in parts])
+
+
 @patch
 def backward_parts(
     self: Stepper,
     parts: list[tuple[Tensor, Tensor]],
 ) -> dict[str, Tensor]:  # losses
     """Compute the gradient of each part's loss, one part after the other."""
-    sums, pairs = {}, sum(len(ids) for _, ids in parts)
-    for i, (frames, ids) in enumerate(parts, 1):
-        share = len(ids) / pairs
-        with self.between_parts(last=i == len(parts)):
-            terms = self.forward(frames, ids)
+    sums, sizes = {}, sizes_everywhere(parts)
+    if len({len(own) for own in sizes}) > 1:
+        raise ValueError(f"parts of {sizes} pairs: make as many parts in each process")
+    for i, (frames, ids) in enumerate(parts):
+        share = world_size() * len(ids) / sum(map(sum, sizes))
+        with self.between_parts(last=i == len(parts) - 1):
+            terms = self.forward(frames, ids, [own[i] for own in sizes])
             self.scaler.scale(share * terms["loss"]).backward()
         for name in LOSSES:
             if name in terms:
@@ -348,8 +361,10 @@ def backward_cached(
             states.append(random_state(device))
             cached.append(self.own.encode(*part))
     text, video = map(as_leaves, zip(*cached))
-    terms = self.own.compare(text, video, torch.cat([ids for _, ids in parts]))
-    self.scaler.scale(terms["loss"]).backward()
+    counts = [sum(own) for own in sizes_everywhere(parts)]
+    terms = self.own.compare(text, video, torch.cat([ids for _, ids in parts]), counts)
+    share = world_size() * counts[rank()] / sum(counts)
+    self.scaler.scale(share * terms["loss"]).backward()
     leaves, start = [*text.values(), *video.values()], 0
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for (frames, ids), state in zip(parts, states):
@@ -362,4 +377,4 @@ def backward_cached(
         for weight in self.model.parameters():
             if weight.grad is not None:
                 weight.grad.copy_(sum_over_processes(weight.grad) / world_size())
-    return {name: terms[name].detach() for name in LOSSES if name in terms}
+    return {name: share * terms[name].detach() for name in LOSSES if name in terms}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Study', 'read_study', 'PlannedRun', 'planned_runs', 'record_file', 'find_record', 'read_records', 'Place',
-           'do_run', 'check_study', 'run_study', 'values_of', 'seeds_table', 'StudyConfig', 'chosen_part', 'main']
+           'start_weights', 'do_run', 'check_study', 'run_study', 'values_of', 'seeds_table', 'StudyConfig',
+           'chosen_part', 'main']
 
 # %% ../nbs/08_studies.ipynb #b0d6dd98
 import dataclasses
@@ -157,7 +158,11 @@ def _config(values: dict, place: Place, folder: Path, pretrained: Path | None) -
     return TrainConfig.from_dict(values | own)
 
 
-def _start_weights(study: Study, run: PlannedRun, place: Place) -> Path | None:
+def start_weights(
+    study: Study,
+    run: PlannedRun,
+    place: Place,
+) -> Path | None:  # a checkpoint; None: the study has no start
     """Train what the rows of a seed begin with; wait where another process does it."""
     if run.start is None:
         return None
@@ -174,7 +179,7 @@ def do_run(
 ) -> dict:  # the record, as written
     """Train a run, evaluate it, and write its record."""
     begin, folder = time.perf_counter(), Path(place.runs, run.study, run.name)
-    config = _config(run.settings, place, folder, _start_weights(study, run, place))
+    config = _config(run.settings, place, folder, start_weights(study, run, place))
     checkpoint = train(config) / "best"
     found = {}
     for name, changes in (study.evaluations or dict(test=dict(split="test"))).items():

@@ -26,6 +26,7 @@ from .batches import EpochBatches
 from .command import Meter
 from .command import command_line
 from .config import TrainConfig as TrainConfig
+from .distributed import all_ranks
 from .distributed import gather_objects
 from .distributed import join_processes
 from .distributed import leave_processes
@@ -203,7 +204,8 @@ def say(self: Trainer, text: str) -> None:
 def train_step(self: Trainer, batch: dict) -> dict[str, float]:  # the row of the log
     """Make one step of a batch, cut into parts."""
     ids = self.model.tokenize(batch["captions"]).cpu()  # where looking at them waits for nothing
-    parts = min(self.config.accumulate, len(ids), max(1, len(ids) * world_size() // 2))
+    counts = gather_objects(len(ids))  # which may differ by one
+    parts = min(self.config.accumulate, *counts, max(1, sum(counts) // 2))
     frames = batch["frames"].to(self.device, non_blocking=True)
     cut = list(zip(frames.tensor_split(parts), ids.tensor_split(parts)))
     return self.stepper.step(self.progress.step, cut)
@@ -221,17 +223,21 @@ def measure(self: Trainer) -> tuple[dict, list[dict]]:  # metrics, captions
     """Rank the gallery, and let the model describe some of its videos."""
     c, model = self.config, self.model_to_keep()
     options = dict(workers=c.workers, precision=c.precision, progress=c.progress)
-    found = encode_split(model, self.gallery, **options)
-    self.bad.add(found.failures)
-    captions = sample_captions(model, self.gallery, c.caption_samples)
-    return gallery_metrics(found), captions
+    found = encode_split(model, self.gallery, ranks=all_ranks(), **options)
+
+    def rank_found() -> tuple[dict, list[dict]]:
+        self.bad.add(found.failures)
+        captions = sample_captions(model, self.gallery, c.caption_samples)
+        return gallery_metrics(found), captions
+
+    return on_first_process(rank_found)
 
 
 @patch
 def evaluate(self: Trainer) -> None:
     """Evaluate, note the result, and keep the weights if they are the best so far."""
     c, p = self.config, self.progress
-    metrics, captions = on_first_process(self.measure)
+    metrics, captions = self.measure()
     p.history.append({name: metrics[name] for name in METRICS})
     p.captions += [dict(step=p.step) | row for row in captions]
     if rank() == 0:
@@ -335,11 +341,10 @@ def rank_start(self: Trainer) -> None:
     """Set the start weights beside the number that is published for them."""
     if self.progress.step or not self.config.preflight:
         return
-    found = on_first_process(preflight, self.config, self.model.clip)
+    found = preflight(self.config, self.model.clip)
     if found:
         self.say(found.sentence)
-        if rank() == 0:
-            write_json(self.folder / "preflight.json", found._asdict())
+        write_json(self.folder / "preflight.json", found._asdict())
 
 # %% ../nbs/07_train.ipynb #42dbe4d5
 def train(

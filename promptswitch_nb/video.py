@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -127,10 +128,11 @@ class PyAVReader(VideoReader):
     def _fill(self, pictures, indices, frames):
         """Write the wanted frames of a stream (number, frame) into their places."""
         (H, W), last, number = self.probe.size, indices.max(), -1
+        convert = VideoReformatter().reformat  # one for all frames, as making it costs most
         for number, frame in frames:
             places = indices == number
             if places.any():
-                pictures[places] = frame.to_ndarray(format="rgb24", height=H, width=W)
+                pictures[places] = convert(frame, W, H, "rgb24").to_ndarray()
             if number == last:
                 return pictures
         self._n_frames = number + 1

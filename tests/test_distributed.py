@@ -19,33 +19,29 @@ from promptswitch_nb.model import load_model
 from promptswitch_nb.model import systems
 from promptswitch_nb.steps import Stepper
 from promptswitch_nb.steps import StepPlan
-from promptswitch_nb.steps import TrainingPass
 from promptswitch_nb.system import make_system
 
 SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from promptswitch_nb.distributed import join_processes, leave_processes, rank, world_size
 from promptswitch_nb.model import load_model
-from promptswitch_nb.model import systems
-from promptswitch_nb.steps import StepPlan, Stepper, TrainingPass
+from promptswitch_nb.steps import StepPlan, Stepper
 
 torch.set_num_threads(1)
 join_processes("cpu")
 folder, found = sys.argv[1], {}
 batch = torch.load(f"{folder}/batch.pt")
-frames, ids = (part.chunk(world_size())[rank()] for part in batch)
+n = len(batch[0])
+own = slice(rank() * n // world_size(), (rank() + 1) * n // world_size())
 for case in sys.argv[2:]:
-    model = load_model(f"{folder}/{case}").train()
-    parallel = DistributedDataParallel(TrainingPass(model))  # which must live until the backward
-    parallel(frames, ids)["loss"].backward()
-    found[case] = {name: p.grad.clone() for name, p in model.named_parameters()}
-    if world_size() == 2:  # in two uneven parts
-        stepper = Stepper(model, StepPlan(steps=1, lr_clip=0.0, lr_new=0.0, grad_cache=True))
-        stepper.step(0, list(zip(frames.split([3, 1]), ids.split([3, 1]))))
-        found[f"{case} cached"] = {name: p.grad.clone() for name, p in model.named_parameters()}
+    for how, parts in (("whole", 1), ("parts", 2), ("cached", 2)):
+        model = load_model(f"{folder}/{case}").train()
+        plan = StepPlan(steps=1, lr_clip=0.0, lr_new=0.0, grad_cache=how == "cached")
+        cut = zip(*(part[own].tensor_split(parts) for part in batch))
+        row = Stepper(model, plan).step(0, list(cut))
+        found[case, how] = row, {name: p.grad.clone() for name, p in model.named_parameters()}
 if rank() == 0:
     torch.save(found, f"{folder}/gradients-{world_size()}.pt")
 dist.barrier()
@@ -62,35 +58,47 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """Return a folder with models, and a batch of eight pairs; gradients of 2 and 4 processes."""
+    """Return a folder with models, a batch that 2 and 4 do not divide, and what these find."""
     folder = tmp_path_factory.mktemp("two")
     for name, options in CASES.items():
         model = small_model(fusion="xpool" if name == "xpool" else "mean", **options)
         nn.init.normal_(model.aggregation.attention.out_proj.weight, std=0.1)  # it starts at zero
         model.save(folder / name)
     texts = ["a red square moves left", "a ring", "a blue square", "up and up and up"]
-    texts += ["a green ring moves up .", "right", "a red ring", "left"]
-    frames, ids = torch.randn(8, 2, 3, 16, 16), model.tokenize(texts)
+    texts += ["a green ring moves up .", "right", "a red ring", "left", "down", "a square moves up"]
+    texts += ["red and blue", "a ring is moving down and left", "white"]
+    frames, ids = torch.randn(13, 2, 3, 16, 16), model.tokenize(texts)
     torch.save((frames, ids), folder / "batch.pt")
     (folder / "script.py").write_text(SCRIPT)
     for processes in (2, 4):
         torchrun(folder / "script.py", folder, *CASES, processes=processes)
-    found = torch.load(folder / "gradients-2.pt") | {
-        f"{case} of four": gradients
-        for case, gradients in torch.load(folder / "gradients-4.pt").items()
-    }
+    found = {n: torch.load(folder / f"gradients-{n}.pt") for n in (2, 4)}
     return folder, frames, ids, found
 
 
-@pytest.mark.parametrize("how", ["", " of four", " cached"])
+def in_parts(tensor: torch.Tensor, processes: int) -> list[torch.Tensor]:
+    """Join what the processes compute at the same time: their first halves, their second halves."""
+    n = len(tensor)
+    shares = [tensor[i * n // processes : (i + 1) * n // processes] for i in range(processes)]
+    return [torch.cat(part) for part in zip(*(share.tensor_split(2) for share in shares))]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("how", ["whole", "parts", "cached"])
 @pytest.mark.parametrize("name", CASES)
-def test_processes_have_the_gradients_of_one(case, name, how):
+def test_processes_of_uneven_shares_have_the_gradients_of_one(case, name, how, processes):
     folder, frames, ids, found = case
     model = load_model(folder / name).train()
-    TrainingPass(model)(frames, ids)["loss"].backward()
+    parts = [(frames, ids)]
+    if how == "parts":
+        parts = list(zip(in_parts(frames, processes), in_parts(ids, processes)))
+        assert [len(part) for _, part in parts] == {2: [7, 6], 4: [8, 5]}[processes]
+    row = Stepper(model, StepPlan(steps=1, lr_clip=0.0, lr_new=0.0)).step(0, parts)
     assert name != "xpool" or sum(p.grad.norm() for p in model.fusion.parameters()) > 0
+    theirs, gradients = found[processes][name, how]
+    assert theirs == pytest.approx(row, rel=1e-5)
     for key, parameter in model.named_parameters():
-        difference = (found[name + how][key] - parameter.grad).norm()
+        difference = (gradients[key] - parameter.grad).norm()
         assert difference < 1e-5 * parameter.grad.norm().clamp_min(1e-3), key
 
 

@@ -17,6 +17,7 @@ from test_train import weights
 
 from promptswitch_nb.annotations import DataError
 from promptswitch_nb.datasets import load_pairs
+from promptswitch_nb.datasets import write_example
 from promptswitch_nb.files import replace_linked_folder
 from promptswitch_nb.files import write_json
 from promptswitch_nb.runs import hold_folder
@@ -123,6 +124,36 @@ def test_a_script_without_a_main_guard_is_told_so(small_run, tmp_path):
     guard = 'put what it does behind `if __name__ == "__main__":`, or set workers: 0.'
     assert done.returncode == 1 and done.stderr.rstrip().endswith(guard), done.stderr[-2000:]
     assert "already holds a run" not in done.stderr and "is training in" not in done.stderr
+
+
+LOADING = """
+from torch.utils.data import DataLoader
+from promptswitch_nb.datasets import load_pairs
+from promptswitch_nb.datasets import write_example
+from promptswitch_nb.frames import Preprocess
+from promptswitch_nb.samples import VideoTextDataset, collate
+from promptswitch_nb.video import open_video
+
+if __name__ == "__main__":
+    pairs = load_pairs("msrvtt", "data", "train")
+    reader = open_video(pairs[0].path)
+    reader.frames([0, 1])  # what a decoder has begun in the process that forks
+    data = VideoTextDataset(pairs, Preprocess(image_size=32))
+    options = dict(num_workers={workers}, multiprocessing_context={method!r}, collate_fn=collate)
+    seen = [batch for batch in DataLoader(data, batch_size=4, **options)]
+    print(reader.backend, sum(len(batch["captions"]) for batch in seen))
+    print(*[float(batch["frames"].double().sum()) for batch in seen])
+"""
+
+
+def test_workers_that_are_forked_or_spawned_do_not_hang(tmp_path):
+    write_example("msrvtt", tmp_path / "data")
+    found = []
+    for method, workers in ((None, 0), ("fork", 1), ("fork", 8), ("spawn", 3)):
+        done = script(tmp_path, LOADING.format(method=method, workers=workers))
+        assert not done.returncode, done.stderr[-2000:]
+        found.append(done.stdout)
+    assert len(set(found)) == 1 and found[0].split()[1] == "20"
 
 
 def test_a_worker_says_that_shared_memory_is_full(small_run, tmp_path):
