@@ -107,9 +107,7 @@ class StepOptions(Settings):
     clip_grad: AtLeast0 | None = None  # largest norm of the gradient (D6); 0: no limit
     max_logit_scale: AtLeast0 | None = None  # largest 1/τ (D6); 0: no limit
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of a mean of the weights; 0: none
-    precision: Literal["fp32", "bf16", "fp16"] = (
-        "fp32"  # bf16: some CPUs too, fp16: GPUs alone
-    )
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # bf16: some CPUs too, fp16: GPUs alone
     compile: bool = False  # let PyTorch compile the towers' blocks: faster after a slow first step
     recompute: bool = False  # run these blocks again in the backward pass: slower, less memory
     seed: NonNegativeInt = 0  # of everything random
