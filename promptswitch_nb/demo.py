@@ -152,11 +152,10 @@ def run_rows(
     place: Place,
     rows: list[str],
 ) -> None:
-    """Do rows of a study side by side, each with its share of the cores; print what they print."""
+    """Do rows of a study side by side, each in a process of its own; print what they print."""
     file = Path(place.runs, f"{study.name}.yaml")
     write_text(file, yaml.safe_dump(dataclasses.asdict(study), sort_keys=False))
-    options = dict(data_root=place.data_root, results_dir=place.results_dir, runs=place.runs)
-    options |= dict(threads=max(1, torch.get_num_threads() // len(rows)))
+    options = dataclasses.asdict(place)
     command = [sys.executable, "-m", "promptswitch_nb.studies", str(file)]
     command += [f"--{name}={value}" for name, value in options.items()]
     left = {*rows}
@@ -197,7 +196,8 @@ def run_demo(
     print("making the moving shapes, where they are missing", flush=True)
     make_shapes(config.data, **shapes)
     study = demo_study(config, **(changes or {}))
-    place = Place(config.data, config.results_dir, config.runs)
+    threads = max(1, torch.get_num_threads() // len(ROWS))
+    place = Place(config.data, config.results_dir, config.runs, threads)
     check_study(study, place)
     missing = [run for run in planned_runs(study) if find_record(run, place.results_dir) is None]
     if missing:

@@ -93,7 +93,7 @@ def encode_gallery(
     model: VideoCLIP,
     batches: Iterable[dict],  # with frames (B,F,3,H,W) or None, index (B,) and bad (list)
     *,
-    autocast: torch.dtype | None = None,  # bfloat16 or float16 on a GPU; None: as the weights are
+    autocast: torch.dtype | None = None,  # bfloat16 or float16; None: as the weights are
 ) -> tuple[dict[str, Tensor], list[int], list]:  # features of N videos; their index; failures
     """Encode a gallery of videos, batch by batch."""
     parts, index, bad = [], [], []

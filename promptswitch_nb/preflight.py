@@ -66,7 +66,7 @@ class Preflight(NamedTuple):
         e = self.expected
         return (
             f"start weights, without training: R@1 {self.recall:.1f} ± {self.error:.1f} "
-            f"({self.computed_on}); published: {e.low} to {e.high} ({e.source})"
+            f"({self.computed_on}); published: {e.low:.1f} to {e.high:.1f} ({e.source})"
         )
 
 

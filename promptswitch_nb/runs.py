@@ -49,7 +49,8 @@ def provenance(
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name()
     else:
-        name = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        count = torch.get_num_threads()
+        name = f"{platform.machine()} CPU, {count} thread{'s' * (count > 1)}"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)
