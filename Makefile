@@ -9,8 +9,8 @@ STAMP = $(VENV)/installed-$(shell cat $(SETUP) | cksum | cut -d ' ' -f 1)
 
 .PHONY: help install demo test test-page chromium prepare lab docs clean
 help:
-	@echo "make demo       train and evaluate on moving shapes, print the table (15 minutes on 2 cores)"
-	@echo "make test       run every check of the project (15 minutes on 2 cores)"
+	@echo "make demo       train and evaluate on moving shapes, print the table (8 minutes on 2 quiet cores)"
+	@echo "make test       run every check of the project (20 minutes on 2 quiet cores)"
 	@echo "make test-page  run the tests of the page in Chromium, and install that where it is missing"
 	@echo "make install    install the project with its developer tools into $(VENV)"
 	@echo "make prepare    after an edit: format, clean the notebooks, export the modules, write README.md"
