@@ -139,9 +139,9 @@ class Estimate(NamedTuple):
 
     def __str__(self):
         return (
-            f"{self.files:,} files, about {clock(self.seconds)} hours of video: "
+            f"{self.files:,} files, about {clock(self.seconds)} of video: "
             f"{self.windows:,} windows, {self.megabytes:,.1f} MB on disk, "
-            f"{clock(self.work)} hours of encoding, and decoding beside it"
+            f"{clock(self.work)} of encoding, and decoding beside it"
         )
 
 # %% ../nbs/08i_indexing.ipynb #e5e1e6dc
