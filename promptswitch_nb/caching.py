@@ -24,6 +24,7 @@ from .apart import cores
 from .apart import in_processes
 from .command import Meter
 from .command import clock
+from .command import counted
 from .config import DatasetName
 from .datasets import load_pairs
 from .datasets import split_names
@@ -164,7 +165,7 @@ def cache(
             return kept or name in bad.found
 
         left = spread_first([name for name in videos if not is_done(name, videos[name])])
-        print(f"{len(left):,} of {len(videos):,} videos to decode", end=", ")
+        print(f"{len(left):,} of {counted(len(videos), 'video')} to decode", end=", ")
         print(f"{len(videos) - len(left):,} done before, {len(listed):,} of them bad", flush=True)
         filling = _Filling(config, len(left), bad)
         workers = cores() if config.workers is None else config.workers
@@ -178,7 +179,8 @@ def cache(
         if filling.held:
             filling.write()
         if left:
-            print(f"{len(left):,} videos, {filling.summary()}, {clock(time.monotonic() - begin)}")
+            spent = clock(time.monotonic() - begin)
+            print(f"{counted(len(left), 'video')}, {filling.summary()}, {spent}")
         for row in bad.found.values():
             print(printable(f"bad: {row['video_id']}, {row['path']}: {row['reason']}"))
         if read_index(folder)[0] is None:

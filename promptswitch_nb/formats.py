@@ -192,10 +192,8 @@ def repeated_captions(
     if not repeated:
         return ""
     (video_id, caption), more = repeated[0], len(pairs) - len(counts)
-    return (
-        f"{more} captions of {split} repeat one of the same video, {caption!r} of {video_id} "
-        "the first; all are kept."
-    )
+    said = f"1 caption of {split} repeats" if more == 1 else f"{more:,} captions of {split} repeat"
+    return f"{said} one of the same video, {caption!r} of {video_id} the first; all are kept."
 
 # %% ../nbs/06a_formats.ipynb #de4803b0
 def _read_captions(form, root, split, variant):

@@ -21,6 +21,7 @@ from .annotations import DataError
 from .annotations import Pair
 from .annotations import printable
 from .annotations import read_table
+from .command import counted
 from .files import atomic_file
 from .frames import Preprocess
 from .kept_frames import MISSING
@@ -240,9 +241,9 @@ def check(
     entries = [self.entries[name] for name in paths if name in self.entries]
     if away := _frames_away(entries, preprocess, train):
         warnings.warn(
-            f"the frame store {self.folder} has not all frames that are wanted: up to {away} "
-            "frames away is the nearest. Where this matters, make a store with more of them "
-            "(--frames, or --exact for a uniform sampling).",
+            f"the frame store {self.folder} has not all frames that are wanted: "
+            f"the nearest is up to {counted(away, 'frame')} away. Where this matters, make a "
+            "store with more of them (--frames, or --exact for a uniform sampling).",
             stacklevel=3,
         )
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from .command import clock
+from .command import counted
 from .encode import READER
 from .encode import SCHEME
 from .encode import SECONDS
@@ -139,8 +140,8 @@ class Estimate(NamedTuple):
 
     def __str__(self):
         return (
-            f"{self.files:,} files, about {clock(self.seconds)} of video: "
-            f"{self.windows:,} windows, {self.megabytes:,.1f} MB on disk, "
+            f"{counted(self.files, 'file')}, about {clock(self.seconds)} of video: "
+            f"{counted(self.windows, 'window')}, {self.megabytes:,.1f} MB on disk, "
             f"{clock(self.work)} of encoding, and decoding beside it"
         )
 
@@ -199,9 +200,9 @@ class Report:
 
     def __str__(self):
         counts = (
-            f"{self.added:,} files added ({self.windows:,} windows), {self.moved:,} known by "
-            f"content, {self.unchanged:,} unchanged, {self.removed:,} removed, "
-            f"{len(self.skipped):,} skipped"
+            f"{counted(self.added, 'file')} added ({counted(self.windows, 'window')}), "
+            f"{self.moved:,} known by content, {self.unchanged:,} unchanged, "
+            f"{self.removed:,} removed, {len(self.skipped):,} skipped"
         )
         return "\n".join([counts, *(f"skipped: {path}: {why}" for path, why in self.skipped)])
 
@@ -425,8 +426,8 @@ class Progress:
             return
         self.last = spent
         left = f", {clock(spent * (self.bytes - self.read) / self.read)} left" if self.read else ""
-        windows = writer.report.windows
-        self.say(f"{writer.done:,} of {self.total:,} files, {windows:,} windows{left}")
+        windows = counted(writer.report.windows, "window")
+        self.say(f"{writer.done:,} of {counted(self.total, 'file')}, {windows}{left}")
         self._record(writer.done, True)
 
     def close(self, writer: Writer) -> None:

@@ -16,6 +16,7 @@ from pydantic import NonNegativeInt
 
 from .annotations import DataError
 from .command import command_line
+from .command import counted
 from .config import DatasetName
 from .config import TrainConfig
 from .data_check import check_data
@@ -128,7 +129,7 @@ def reproduction_table(
         if not found:
             continue
         means, spread, errors = row_of(found)
-        table.append([f"**{row}**, {len(found)} seeds", *cells(means)])
+        table.append([f"**{row}**, {counted(len(found), 'seed')}", *cells(means)])
         table.append(["deviation of the seeds", *cells(spread)])
         table.append(["standard error over queries", *cells(errors)])
         if row == "prompt_switch" and paper:
@@ -170,7 +171,8 @@ def main(
             raise KeyboardInterrupt("The same command goes on where it was.") from None
         print(table)
         if failed:
-            print(f"{len(failed)} runs failed: {', '.join(failed)}. The same command tries again.")
+            print(f"{counted(len(failed), 'run')} failed: {', '.join(failed)}.", end=" ")
+            print("The same command tries again.")
     return 1 if failed else 0
 
 # %% ../nbs/08ab_reproduce.ipynb #85dec0d7

@@ -31,6 +31,7 @@ from filelock import Timeout
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
+from .command import counted
 from .config import TrainConfig
 from .config import is_path
 from .figures import colour_of
@@ -50,7 +51,7 @@ def provenance(
         name = torch.cuda.get_device_name()
     else:
         count = torch.get_num_threads()
-        name = f"{platform.machine()} CPU, {count} thread{'s' * (count > 1)}"
+        name = f"{platform.machine()} CPU, {counted(count, 'thread')}"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)
@@ -179,21 +180,21 @@ def load_checkpoint(
     state = torch.load(folder / "last" / "state.pt", map_location="cpu", weights_only=True)
     if len(state["random"]) != world_size:
         raise ConfigError(
-            f"the run in {folder} has {len(state['random'])} processes: "
-            f"go on with as many, not {world_size}."
+            f"the run in {folder} needs as many processes as before: "
+            f"{len(state['random'])}, not {world_size}."
         )
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     if average:
         load_average(average, state["ema"])
     set_random_states(state["random"][rank])
-    known = {f.name for f in dataclasses.fields(Progress)} & state.keys()  # an older version's
+    known = {f.name for f in dataclasses.fields(Progress)} & state.keys()  # a file may lack some
     return Progress(**{name: state[name] for name in known})
 
 
 def load_average(
     average: AveragedModel,
-    state: dict,  # its state, or parameter -> average, as version 0.1.0 wrote it
+    state: dict,  # its state, or parameter -> average and nothing else
 ) -> None:
     """Put a moving average back to where it was."""
     if "n_averaged" not in state:

@@ -25,6 +25,7 @@ from pydantic import NonNegativeInt
 from pydantic import PositiveFloat
 from pydantic import PositiveInt
 
+from .command import counted
 from .encode import DEFAULT_CLIP
 from .encode import READER
 from .encode import SCHEME
@@ -274,7 +275,8 @@ def encode_folder(
     shards, n_done = plan_shards(config)
     n_files = sum(len(shard.paths) for shard in shards)
     how = f" in {shards[0].precision}" if shards else ""
-    print(f"{n_files:,} files to encode{how} in {len(shards):,} shards, {n_done:,} done before")
+    print(f"{counted(n_files, 'file')} to encode{how}", end=" ")
+    print(f"in {counted(len(shards), 'shard')}, {n_done:,} done before")
     started, files, windows, skipped = time.monotonic(), 0, 0, []
     for result in run(shards):
         files += result["files"]
@@ -283,8 +285,8 @@ def encode_folder(
         minutes = (time.monotonic() - started) / 60
         left = minutes / files * (n_files - files)
         print(
-            f"{files:,} of {n_files:,} files, {windows:,} windows, {len(skipped):,} skipped, "
-            f"{minutes:.1f} minutes, about {left:.1f} left",
+            f"{files:,} of {counted(n_files, 'file')}, {counted(windows, 'window')}, "
+            f"{len(skipped):,} skipped, {minutes:.1f} minutes, about {left:.1f} left",
             flush=True,
         )
     for path, reason in skipped:

@@ -24,6 +24,7 @@ from pydantic import NonNegativeInt
 
 from .annotations import read_json
 from .command import command_line
+from .command import counted
 from .config import EvaluateConfig
 from .config import TrainConfig
 from .evaluate import evaluate
@@ -355,7 +356,8 @@ def main(
         except KeyboardInterrupt:
             raise KeyboardInterrupt("The same command goes on where it was.") from None
         if failed:
-            print(f"{len(failed)} runs failed: {', '.join(failed)}. The same command tries again.")
+            print(f"{counted(len(failed), 'run')} failed: {', '.join(failed)}.", end=" ")
+            print("The same command tries again.")
     return 1 if failed else 0
 
 # %% ../nbs/08_studies.ipynb #8519087f

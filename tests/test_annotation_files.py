@@ -377,7 +377,7 @@ def test_repeated_captions_of_published_files_are_counted_by_the_check_alone(tre
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(load_pairs("msrvtt", root, "train")) == 21
-    assert "1 captions of train repeat" in check_data("msrvtt", root, decode=False).table()
+    assert "1 caption of train repeats" in check_data("msrvtt", root, decode=False).table()
 
 
 # --- names ----------------------------------------------------------------------------------------

@@ -306,8 +306,8 @@ def test_shards_of_two_precisions_are_joined_and_told(place, monkeypatch, tmp_pa
             EncodeConfig(model=str(place / "model"), precision=precision, shard=part, **where)
         )
     told = capsys.readouterr().out
-    assert "3 files to encode in fp32 in 1 shards" in told
-    assert "3 files to encode in bf16 in 1 shards" in told
+    assert "3 files to encode in fp32 in 1 shard," in told
+    assert "3 files to encode in bf16 in 1 shard," in told
     index = VideoIndex.open(tmp_path / "videos.lance", str(place / "model"))
     assert index.add_shards(tmp_path / "out").added == 6
     assert "computed in bf16 and fp32" in capsys.readouterr().out
