@@ -83,7 +83,7 @@ class Shapes(NamedTuple):
     """Hold the sizes that the picture names; the defaults are the paper's with CLIP ViT-B/32."""
 
     frames: int = 6  # F = P: frames of a chunk, and prompts beside each frame
-    patches: int = 49  # L
+    patches: int = 49  # L - 1: those of a frame without its [CLS]
     width: int = 768  # D, of the image tower
     embed: int = 512  # E, of the space that images and texts share
     blocks: int = 12  # of the image tower
@@ -141,14 +141,14 @@ def architecture(
     shapes: Shapes | None = None,  # None: the paper's
 ) -> Figure:
     """Draw Prompt Switch with the sizes of a model: Figure 2 of the paper."""
-    F, L, D, E, blocks = shapes or Shapes()
+    F, patches, D, E, blocks = shapes or Shapes()
     fig, ax = plt.subplots(figsize=(10, 4.4))
     top = 2.35
     token_rows(ax, (0.75, top), switched=False)
     token_rows(ax, (4.15, top), switched=True)
     for x in (0.75, 4.15):
         ax.text(x + 0.16, top + 1.36, "[CLS]", ha="center", fontsize=7)
-        ax.text(x + 0.99, top + 1.36, f"{L} patches", ha="center", fontsize=7)
+        ax.text(x + 0.99, top + 1.36, f"{patches} patches", ha="center", fontsize=7)
         ax.text(x + 2.15, top + 1.36, f"{F} prompts", ha="center", fontsize=7, color=BLUE)
     arrow(ax, (3.5, top + 0.62), (4.08, top + 0.62), colour=BLUE)
     ax.text(3.79, top + 0.74, "switch", ha="center", fontsize=8, color=BLUE)
