@@ -347,12 +347,12 @@ def plot_log(
     fig, axes = plt.subplots(1, 2, figsize=(9, 3))
     curves = (LOSSES, ("t2v/R@10", "t2v/R@5", "t2v/R@1"))
     labels = ("loss of the training batch", "text → video recall in %")
-    parts = ("loss", "text", "captioner"), ("clip_mean", "temporal_transformer", "prompt_switch")
-    for axis, names, label, colours in zip(axes, curves, labels, parts):
-        for name, part in zip(names, colours):
+    colours, lines = (colour_of("loss"), "0.2"), (("-", "--", ":"), (":", "--", "-"))
+    for axis, names, label, colour, kinds in zip(axes, curves, labels, colours, lines):
+        for name, line in zip(names, kinds):
             points = [(row["step"], row[name]) for row in rows if name in row]
             if points:
-                style = dict(marker="." if len(points) < 30 else None, color=colour_of(part))
+                style = dict(marker="." if len(points) < 30 else None, color=colour, ls=line)
                 axis.plot(*zip(*points), label=name, **style)
         axis.set(xlabel="step", ylabel=label)
         if axis.lines:
