@@ -83,10 +83,10 @@ def as_table(
     hits: Hits,
 ) -> str:
     """Write hits as a table for a terminal."""
-    lines = ["score  confidence  span                 file"] if hits else []
+    lines = [f"score  confidence  {'span':24}  file"] if hits else []
     for hit in hits:
         span = f"{clock(hit.start)} to {clock(hit.end)}"
-        lines.append(f"{hit.score:5.3f}  {hit.confidence:10.0%}  {span:19}  {printable(hit.path)}")
+        lines.append(f"{hit.score:5.3f}  {hit.confidence:10.0%}  {span:24}  {printable(hit.path)}")
         for copy in hit.copies:
             again = f"{'':20}also {clock(copy.start)} to {clock(copy.end)} of"
             lines.append(f"{again} {printable(copy.path)} ({copy.overlap:.1f} s are the same)")

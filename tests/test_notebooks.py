@@ -24,6 +24,12 @@ def cells(path: Path, kind: str) -> list[dict]:
     ]
 
 
+def prose(cell: dict) -> str:
+    """Return the source of a Markdown cell without its code."""
+    text = re.sub(r"^(```|~~~).*?^\1", "", "".join(cell["source"]), flags=re.M | re.S)
+    return re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", text, flags=re.S)
+
+
 def exported(path: Path) -> list[str]:
     """Return the sources of a notebook's exported cells."""
     sources = ["".join(cell["source"]) for cell in cells(path, "code")]
@@ -82,6 +88,26 @@ class TestNotebook:
                 ]
                 text = "".join("".join(text) for text in texts)
                 assert not MACHINE_PATH.search(text), text
+
+    def test_shows_on_github_what_it_shows_here(self, path):
+        assert "widgets" not in json.loads(path.read_text(encoding="utf-8"))["metadata"]
+        for cell in cells(path, "code"):
+            for output in cell["outputs"]:
+                kinds = set(output.get("data", {}))
+                assert kinds <= {"image/png", "image/jpeg", "text/markdown", "text/plain"}, kinds
+        for cell in cells(path, "markdown"):
+            tags = re.findall(r"</?[a-zA-Z][^>]*>", prose(cell))
+            assert not tags, f"GitHub strips much HTML: say {tags} in Markdown"
+
+    def test_links_lead_somewhere(self, path):
+        text = "\n".join(prose(cell) for cell in cells(path, "markdown"))
+        targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+        broken = [
+            target
+            for target in targets
+            if not re.match(r"https?:", target) and not (path.parent / target).exists()
+        ]
+        assert not broken
 
 
 def test_index_links_every_notebook():
