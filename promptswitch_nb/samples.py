@@ -9,6 +9,7 @@ __all__ = ['NO_GUARD', 'DecodedClip', 'FrameSource', 'VideoTextDataset', 'collat
 # %% ../nbs/05e_samples.ipynb #02e5bd9b
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterable
 from collections.abc import Iterator
 from functools import partial
@@ -209,6 +210,7 @@ def loader_options(
         num_workers=workers,
         collate_fn=collate,
         multiprocessing_context=fork_server() if workers else None,
+        worker_init_fn=_end_with_parent if workers else None,
     )
 
 
@@ -219,6 +221,16 @@ def fork_server() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["promptswitch_nb.samples"])
     return context
+
+
+def _end_with_parent(worker: int) -> None:
+    """End a worker when the process that it works for is killed, which its fork server is not."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 # %% ../nbs/05e_samples.ipynb #839e9c36
 def check_main_guard() -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import psutil
 import pytest
 import torch
 from test_train import equal
@@ -284,3 +285,36 @@ def test_a_validation_set_that_cannot_be_decoded_is_told(small_run, tmp_path):
     with pytest.raises(DataError, match="2 videos"):
         run(small_run, max_bad_share=1)
     assert len((tmp_path / "run" / "bad_videos.csv").read_text().splitlines()) == 3
+
+
+KILLED = """
+import os
+import time
+
+from torch.utils.data import DataLoader
+
+from promptswitch_nb.datasets import load_pairs
+from promptswitch_nb.samples import GalleryDataset, loader_options
+
+if __name__ == "__main__":
+    data = GalleryDataset(load_pairs("msrvtt", "data", "train"))
+    batches = iter(DataLoader(data, batch_size=1, **loader_options(2)))
+    next(batches)
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_with_the_process_that_is_killed(tmp_path):
+    write_example("msrvtt", tmp_path / "data")
+    (tmp_path / "script.py").write_text(KILLED)
+    command = [sys.executable, "script.py"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert len(started) >= 2
+    _, alive = psutil.wait_procs(started, timeout=30)
+    for left in alive:
+        left.kill()
+    assert not alive
