@@ -61,7 +61,7 @@ class IndexConfig(_Model):
     folder: str = required()  # searched with its subfolders; or one video file
     window: AtLeast0 | None = None  # seconds of a window, 10 for a new index; 0: whole videos
     overlap: Share | None = None  # share of a window that the next one repeats, 0.5
-    workers: NonNegativeInt | None = None  # processes that decode; None: a core each but one
+    workers: NonNegativeInt | None = None  # processes that decode; None: cores less one, 1 to 8
     seconds: PositiveFloat = SECONDS  # most time without a window, and one more for each MB
     batch_size: PositiveInt = 16  # windows encoded at a time
     frame_vectors: bool = True  # keep them, for moments, copies and reasons

@@ -185,7 +185,7 @@ class EncodeConfig(Settings):
     window: AtLeast0 = 10.0  # seconds of a window; 0: a video is one window
     overlap: Share = 0.5  # share of a window that the next one repeats
     frame_vectors: bool = False  # keep the vectors of frames too
-    workers: NonNegativeInt | None = None  # that decode; None: a core each but one, 1 under Ray
+    workers: NonNegativeInt | None = None  # that decode; None: cores less one, 1 to 8; 1 under Ray
     seconds: PositiveFloat = SECONDS  # most time without a window, and one more for each MB
     batch_size: PositiveInt = 16  # windows encoded at a time
     precision: Precision = "auto"  # auto: bf16 on a CPU that has its instructions, else fp32
