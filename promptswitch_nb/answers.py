@@ -132,7 +132,10 @@ class TooLarge(Exception):
     """Say that an upload is too large (413)."""
 
 # %% ../nbs/09ad_answers.ipynb #6c470517
-_NAMES_FILE = re.compile(r'"[\s\\]*(?:\.|/|~|\\|[A-Za-z]:)')
+_NAMES_FILE = re.compile(
+    r'"[\s\\]*(?:\.|/|~|\\|[A-Za-z]:)'  # a term between quotation marks
+    r"|^\s*(?:\.{0,2}[/\\]|~[/\\]|[A-Za-z]:[/\\])"  # or a whole line, of which a shell took them
+)
 
 
 class Server:
