@@ -393,7 +393,7 @@ def _unquoted(text, files):
 def parse_query(
     text: str | Path,  # a sentence or an expression; a Path: an image or a video, perhaps with #t=
     *,
-    files: bool = True,  # False: refuse files, as a server must
+    files: bool = True,  # False: open none, as a server must
 ) -> Query:
     """Understand what is looked for; QueryError says what cannot be understood."""
     if isinstance(text, Path):

@@ -39,7 +39,7 @@ class Hit:
     start: float  # s, where the span begins
     end: float  # s
     score: float  # of its best window
-    confidence: float  # 0 … 1, that something like the query is there
+    confidence: float  # 0 … 1, share of what is unrelated that scores less
     thumbnail: bytes  # JPEG, of the best window
     id: str  # of the best window
     file: str  # content hash of the video
