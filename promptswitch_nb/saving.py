@@ -51,7 +51,7 @@ def _whereabouts(cls: type, *registries: Registry) -> dict[str, str]:
 
 
 def _description(model: VideoCLIP) -> dict:
-    """Say all that it takes to build a model again, but for its weights."""
+    """Say all that it takes to build a model again, except for its weights."""
     fusion = _whereabouts(type(model.fusion), fusions)
     return dict(
         format=FORMAT,

@@ -131,7 +131,7 @@ def moving_average(
 def compared(
     key: str,  # of the features
     features: Tensor,  # in any precision
-) -> Tensor:  # in float32, but for "memory", which a network reads, and for whole numbers
+) -> Tensor:  # in float32, except for "memory", which a network reads, and for whole numbers
     """Bring features into the precision in which they are compared."""
     return features.float() if features.is_floating_point() and key != "memory" else features
 

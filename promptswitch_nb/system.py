@@ -431,7 +431,7 @@ def make_system(
     preset: str = "paper",  # whose options: paper or official
     options: dict | None = None,  # of the class; of both, {"encoder": …, "fusion": …}, with a pair
     defaults: dict | None = None,  # options that the class takes if it knows them
-    preprocess: Callable | None = None,  # options -> Preprocess but for clip.view; None: its own
+    preprocess: Callable | None = None,  # options -> Preprocess except for clip.view; None: its own
 ) -> "VideoCLIP":
     """Build the system that a config names around CLIP's towers."""
     cls, fusion = encoder_and_fusion(spec)
