@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 
 from .samples import check_main_guard
+from .samples import end_with_parent
 from .video import VideoError
 
 # %% ../nbs/05ea_apart.ipynb #7ce4bac9
@@ -46,16 +47,10 @@ def _results(work: Callable, item: Any) -> Iterator:
         yield Failed(f"{type(error).__name__}: {error}")
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that started it is no more, whatever a decoder does."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def _serve(pipe: "multiprocessing.connection.Connection", work: Callable) -> None:
     """Do what comes through a pipe, until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     while True:
         pipe.send(None)  # ready
