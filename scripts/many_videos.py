@@ -72,11 +72,14 @@ def open_many(
 
 
 def grows(found: dict) -> str:
-    """Say what grows, if something does."""
+    """Say all that grows, if something does."""
+    said = []
     if found["kb_a_video"] - 2 * found["standard_error"] > MOST:
-        return f"memory grows by {found['kb_a_video']} kB a video"
+        said.append(f"memory grows by {found['kb_a_video']} kB a video")
     first, last = (found["seen"][at]["open_files"] for at in (0, -1))
-    return f"{last - first} files were left open" if last > first else ""
+    if last > first:
+        said.append(f"{last - first} files were left open")
+    return "; ".join(said)
 
 
 def main() -> None:
