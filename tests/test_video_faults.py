@@ -69,33 +69,37 @@ def test_a_data_tree_is_checked_though_files_crash_or_hang_their_decoder(tmp_pat
     assert sum(split.undecodable for split in report.splits) == 2
 
 
-def test_memory_does_not_grow_with_the_videos_that_were_opened():
-    # in a process of its own: the memory that a large one holds would hide what grows
+def open_many(count, **options):
+    """In a process of its own: what a large one holds or gives back would hide what grows."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        found = pool.submit(many_videos.open_many, 130, every=10).result()
+        return pool.submit(many_videos.open_many, count, every=10, **options).result()
+
+
+KEPT = []
+
+
+def keep_memory(path):
+    many_videos.read(path)
+    KEPT.append(mmap.mmap(-1, 320_000))
+    KEPT[-1].write(bytes(320_000))
+
+
+def keep_file(path):
+    many_videos.read(path)
+    KEPT.append(path.open("rb"))
+
+
+def test_memory_does_not_grow_with_the_videos_that_were_opened():
+    found = open_many(130)
     assert 10 < found["listed"] < 110
     assert found["kb_a_video"] < 20 and "left open" not in many_videos.grows(found)
 
 
-@pytest.mark.parametrize("kind", ["memory", "files"])
-def test_a_leak_is_found(kind):
-    kept = []
-
-    def leak(path):
-        if kind == "files":
-            return open(path, "rb")
-        pages = mmap.mmap(-1, 320_000)  # of its own: a large process has room for more objects
-        pages.write(bytes(320_000))
-        return pages
-
-    def leaky(path):
-        many_videos.read(path)
-        kept.append(leak(path))
-
-    found = many_videos.open_many(90, every=10, read=leaky)
-    for item in kept:
-        item.close()
-    assert ("memory grows" if kind == "memory" else "left open") in many_videos.grows(found)
+@pytest.mark.parametrize(
+    "read, said", [(keep_memory, "memory grows"), (keep_file, "left open")], ids=["memory", "files"]
+)
+def test_a_leak_is_found(read, said):
+    assert said in many_videos.grows(open_many(90, read=read))
 
 
 def test_frames_of_a_long_video_show_their_numbers(tmp_path):
