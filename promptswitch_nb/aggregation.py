@@ -91,6 +91,7 @@ def mean_pool(
 def sample_frames(
     frames: Tensor,  # (B,F,E)
     k: int,  # frames to keep of each video, 1 ≤ k ≤ F
+    mask: Tensor | None = None,  # (B,F) real frames, which are kept first; None: all are
     *,
     generator: torch.Generator | None = None,  # None: PyTorch's global one
 ) -> Tensor:  # (B,k,E)
@@ -100,6 +101,8 @@ def sample_frames(
         raise ValueError(f"cannot keep k = {k} of {n} frames; choose k from 1 to {n}")
     if k == n:
         return frames
-    order = torch.rand(B, n, device=frames.device, generator=generator).argsort(1)
-    chosen = order[:, :k].sort(1).values
+    keys = torch.rand(B, n, device=frames.device, generator=generator)
+    if mask is not None:
+        keys = keys.masked_fill(~mask, 1.0)  # behind every real frame
+    chosen = keys.argsort(1)[:, :k].sort(1).values
     return frames[torch.arange(B, device=frames.device)[:, None], chosen]

@@ -184,7 +184,7 @@ def cache(
         for row in bad.found.values():
             print(printable(f"bad: {row['video_id']}, {row['path']}: {row['reason']}"))
         if read_index(folder)[0] is None:
-            raise DataError(f"none of the {len(videos):,} videos can be decoded.")
+            raise DataError(f"no video of {len(videos):,} can be decoded.")
     return folder
 
 

@@ -153,6 +153,8 @@ def verdict(
     calibration: Calibration,
     best: float | None,  # score of the best hit; None: the index holds nothing
     min_confidence: float,  # in 0…1, below 1
+    *,
+    of: str = "unrelated texts",  # what the calibration asked
 ) -> str:  # empty where the best hit passes
     """Say in a sentence that nothing was found."""
     if not 0 <= min_confidence < 1:
@@ -167,7 +169,7 @@ def verdict(
     as_good = np.mean(np.array(calibration.scores) >= best)
     return (
         f"Nothing like that here: the best hit scores {best:.2f}, and {as_good:.0%} of "
-        f"{len(calibration.scores)} unrelated texts find something as good "
+        f"{len(calibration.scores)} {of} find something as good "
         f"(confidence {confidence:.2f}, asked for is {min_confidence:.2f})."
     )
 

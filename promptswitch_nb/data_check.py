@@ -10,6 +10,7 @@ import os
 import warnings
 from functools import partial
 from itertools import chain
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from .apart import Failed
 from .apart import cores
 from .apart import in_processes
 from .command import Meter
+from .command import counted
 from .datasets import find_format
 from .datasets import load_pairs
 from .datasets import split_names
@@ -101,8 +103,8 @@ class DataReport(NamedTuple):
         lines += [f"wrong: {problem}" for problem in self.problems]
         lines += [f"note: {note}" for note in self.notes]
         if self.extra:
-            count = len(self.extra)
-            lines.append(f"note: {count} video files have no caption, such as {self.extra[0]}")
+            files = counted(len(self.extra), "video file")
+            lines.append(f"note: {files} without a caption, such as {self.extra[0]}")
         verdict = (
             f"not complete: {len(self.missing)} missing, {len(self.bad)} undecodable, "
             f"{len(self.problems)} wrong"
@@ -129,17 +131,18 @@ def _load_splits(name, root, variant, video_dir):
 
 
 def _compare_splits(pairs):
-    """Compare training with the other splits, and count repeated captions: problems, notes."""
+    """Compare train and val with the other splits, count repeated captions: problems, notes."""
     problems, notes = [], [repeated_captions(split, pairs[split]) for split in pairs]
-    for split in pairs:
-        shared = [] if split == "train" else shared_videos(pairs.get("train", []), pairs[split])
+    for fitted, split in product(("train", "val"), pairs):
+        own = split in (fitted, "train")
+        shared = [] if own else shared_videos(pairs.get(fitted, []), pairs[split])
         if split == "val" and len(shared) == len({pair.path for pair in pairs[split]}):
             notes.append(
                 f"val is a part of train, {len(shared)} videos; "
                 "without_val=True leaves them out of train"
             )
         elif shared:
-            problems.append(describe_shared(split, shared))
+            problems.append(describe_shared(fitted, split, shared))
     return problems, [note for note in notes if note]
 
 # %% ../nbs/06ba_data_check.ipynb #d8708d2a

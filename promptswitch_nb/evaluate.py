@@ -266,7 +266,7 @@ def _list_failures(
     bad.add(encoded.failures)
     bad.check()
     if encoded.failures and not encoded.videos:
-        raise DataError(f"none of the {count:,} videos can be decoded: {listed} says why of each.")
+        raise DataError(f"no video of {count:,} can be decoded: {listed} says why of each.")
     return bad.summary()
 
 # %% ../nbs/08_evaluate.ipynb #2fb670fc

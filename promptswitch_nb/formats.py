@@ -172,13 +172,15 @@ def shared_videos(
 
 
 def describe_shared(
-    split: str,  # the split that shares them with train
+    split: str,  # train, or val
+    other: str,  # the split that shares them
     shared: list[str],  # their ids
 ) -> str:  # a sentence
-    """Say which videos are in training and in another split."""
+    """Say which videos are in training, or in validation, and in another split."""
+    seen = "the model has seen" if split == "train" else "its checkpoint was chosen by"
     return (
-        f"train and {split} share {len(shared)} of their videos, such as {', '.join(shared[:3])}: "
-        "take them out of one, or the score is of videos that the model has seen."
+        f"{split} and {other} share {len(shared)} of their videos, such as "
+        f"{', '.join(shared[:3])}: take them out of one, or the score is of videos that {seen}."
     )
 
 
@@ -238,12 +240,11 @@ def load_pairs(
     files, names = VideoFiles(video_dir or video_folder(root)), form.names(Path(root))
     pairs = _find_videos(captions, files, names)
     if form.splits is None:  # the lists are the user's own
-        others = [
-            s for s in split_names(name, root) if split == "train" and s not in (split, "val")
-        ]
+        fitted = ("train", "val")
+        others = set(split_names(name, root)).difference(fitted) if split in fitted else ()
         texts = {s: _read_captions(form, root, s, variant) for s in others}
         shared = {s: shared_videos(pairs, _find_videos(texts[s], files, names)) for s in others}
-        known = [describe_shared(s, shared[s]) for s in others if shared[s]]
+        known = [describe_shared(split, s, shared[s]) for s in sorted(others) if shared[s]]
         for sentence in filter(None, [repeated_captions(split, pairs), *known]):
             warnings.warn(f"{root}: {sentence}", stacklevel=2)
     return pairs

@@ -166,7 +166,7 @@ class FrameStore:
     def _lacks(self, names):
         """Say that videos are not in the store."""
         return (
-            f"{len(names):,} videos are not in the frame store {self.folder}, {names[0]} the "
+            f"the frame store {self.folder} lacks {counted(len(names), 'video')}, {names[0]} the "
             "first: run `promptswitch cache` again with the same --out, it adds what is missing."
         )
 
@@ -228,7 +228,7 @@ def check(
         raise DataError(self._lacks(unknown))
     if stale := [name for name, path in paths.items() if self.is_stale(name, path)]:
         raise DataError(
-            f"{len(stale):,} videos were changed since the frame store {self.folder} was made, "
+            f"{counted(len(stale), 'video')} changed since the frame store {self.folder} was made, "
             f"{paths[stale[0]]} the first: run `promptswitch cache` again with the same --out, "
             "it reads these anew."
         )

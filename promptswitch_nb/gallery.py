@@ -269,7 +269,7 @@ def _check_not_empty(encoded: Encoded) -> None:
     if encoded.failures and not encoded.videos:
         _, path, reason = encoded.failures[0]
         raise DataError(
-            f"none of the {len(encoded.failures):,} videos can be decoded, {path} the first "
+            f"no video of {len(encoded.failures):,} can be decoded, {path} the first "
             f"({reason}): `promptswitch check-data` on the data root lists them."
         )
     if not encoded.queries.texts:

@@ -211,7 +211,7 @@ def video_features(
     joint = self.to_joint(vectors)
     if self.training and self.config.k:
         marked = torch.cat([joint, full_mask(joint, mask)[..., None].to(joint.dtype)], -1)
-        kept = sample_frames(marked, self.config.k)
+        kept = sample_frames(marked, self.config.k, mask)
         joint, mask = kept[..., :-1], None if mask is None else kept[..., -1] > 0
     features = dict(pooled=self.pool(joint, mask), frames=joint, mask=full_mask(joint, mask))
     if self.training and self.captioner is not None:
@@ -241,7 +241,9 @@ def prepare_losses(
         return
     if c.caption_weights == "frequent":
         listed = tokenizer(list(FREQUENT_WORDS)).flatten().tolist()
-        frequent = {tokenizer.start, tokenizer.end, *filter(None, listed)}  # 0 is padding
+        frequent = {tokenizer.start, tokenizer.end, *listed} - {0}  # 0 is padding
+        if isinstance(tokenizer, WordTokenizer):
+            frequent -= {1}  # a word outside its list
         table = frequent_word_weights(self.clip.vocab_size, torch.tensor(sorted(frequent)))
     else:
         number = {video_id: i for i, video_id in enumerate(dict.fromkeys(video_ids))}

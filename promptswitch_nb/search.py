@@ -91,7 +91,8 @@ def search(
     hits = self._hits(spans, steps[0], k, calibration, per_video=per_video, dedupe=dedupe)
     sure = [hit for hit in hits if hit.confidence >= min_confidence]
     cosine = max((span.cosine for span in spans), default=None)
-    said = verdict(calibration, cosine, min_confidence) if not sure else ""
+    of = "unrelated texts" if is_text else "windows of other files"
+    said = "" if sure else verdict(calibration, cosine, min_confidence, of=of)
     return Hits(sure[:k], verdict=said)
 
 

@@ -520,7 +520,7 @@ def test_the_check_prints_names_that_are_not_utf_8(latin_tree):
     code = "from promptswitch_nb.cli import main; raise SystemExit(main())"
     command = [sys.executable, "-c", code, "check-data", "folder", "--root", str(latin_tree)]
     done = subprocess.run(command, capture_output=True, env=strict, timeout=200)
-    assert rb"have no caption, such as" in done.stdout and rb"caf\udce9.mp4" in done.stdout
+    assert rb"without a caption, such as" in done.stdout and rb"caf\udce9.mp4" in done.stdout
     done.stdout.decode("utf-8")
 
 

@@ -101,7 +101,7 @@ def test_too_many_broken_videos_are_an_error_and_mended_ones_leave_no_list(confi
     )
     with pytest.raises(DataError) as caught:
         evaluate(tolerant)
-    said = f"none of the {len(paths)} videos can be decoded: {listed} says why of each"
+    said = f"no video of {len(paths)} can be decoded: {listed} says why of each"
     assert said in str(caught.value)
     assert len(listed.read_text(encoding="utf-8").splitlines()) == 1 + len(paths)
     assert not (tmp_path / "results" / "mine.json").exists()

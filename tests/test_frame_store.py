@@ -217,7 +217,7 @@ class TestFaults:
         before = contents(part.out)
         pairs = load_pairs("msrvtt", copied, "train")
         shutil.copyfile(pairs[-1].path, pairs[0].path)
-        with pytest.raises(DataError, match="1 videos were changed .*run `promptswitch cache`"):
+        with pytest.raises(DataError, match="1 video changed .*run `promptswitch cache`"):
             VideoTextDataset(pairs, VIEWS["paper"], store=FrameStore(part.out))
         cache(config(copied, tmp_path / "store"))
         after, test = contents(part.out), load_pairs("msrvtt", copied, "test")
@@ -237,9 +237,7 @@ class TestFaults:
 
     def test_unknown_videos(self, usual, data):
         pairs = [*load_pairs("msrvtt", data, "test"), Pair("new", "new.mp4", "new")]
-        with pytest.raises(
-            DataError, match="1 videos are not in the frame store .*, new the first"
-        ):
+        with pytest.raises(DataError, match="the frame store .* lacks 1 video, new the first"):
             GalleryDataset(pairs, VIEWS["paper"], store=usual)
         with pytest.raises(DataError, match="new the first"):
             usual.open("new")
@@ -273,7 +271,7 @@ class TestFaults:
             assert ours["bad"] == theirs["bad"] and ours["video_id"] == theirs["video_id"]
             assert away(ours["frames"].to("cpu")[0], theirs["frames"]) < 0.06
         shutil.copyfile(pairs[-1].path, pairs[0].path)
-        with pytest.raises(DataError, match="1 videos were changed"):
+        with pytest.raises(DataError, match="1 video changed"):
             VideoTextDataset(pairs, seen, store=store)
         cache(config(copied, tmp_path / "store", frames=0))
         assert FrameStore(store.folder).bad.keys() == {gone.video_id}

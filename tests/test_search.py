@@ -82,6 +82,14 @@ def test_what_cannot_be_a_question_is_refused(index):
     assert index.search("a red square", path="no such folder") == []
 
 
+@pytest.mark.parametrize("is_text", [True, False])
+def test_a_verdict_says_what_the_hits_were_compared_with(index, videos, is_text):
+    query = "a red square" if is_text else videos / "8.mp4"
+    said = index.search(query, min_confidence=0.9999).verdict
+    compared = "unrelated texts" if is_text else "windows of other files"
+    assert said.startswith("Nothing like that here") and f" {compared} find something" in said
+
+
 def test_filters_choose_videos(index, videos):
     """Path, length and day leave out the others; a filter that takes none finds none."""
     found = index.search("a red square", 20, path="trip", dedupe=False)
