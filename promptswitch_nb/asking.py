@@ -152,7 +152,7 @@ def search(
         found = [as_dict(hit) for hit in hits]
         print(json.dumps(dict(query=config.query, verdict=hits.verdict, hits=found), indent=1))
     else:
-        print(as_table(hits) or "No window may be searched: the filters take none.")
+        print(as_table(hits))
     return 0 if hits else 1
 
 # %% ../nbs/09c_asking.ipynb #335d2267

@@ -8,7 +8,6 @@ __all__ = ['TABLES', 'DAMAGED', 'CHECKSUMS', 'StoreError', 'schema_of', 'explain
 
 # %% ../nbs/08bb_rows.ipynb #b05014fe
 import contextlib
-import functools
 import itertools
 import re
 import zlib
@@ -194,34 +193,29 @@ def matrix(
 
 # %% ../nbs/08bb_rows.ipynb #4dea795d
 CHECKSUMS = "checksums"
-_BASE = 0x9E3779B1  # odd, so that no power of it is 0 modulo 2^32
-
-
-@functools.cache
-def _powers(length: int) -> np.ndarray:
-    """Give the first powers of the base, modulo 2^32."""
-    return np.cumprod(np.full(length, _BASE, np.uint32), dtype=np.uint32)
 
 
 def checksums(
     values: pa.Array,  # N values of a column
 ) -> np.ndarray:  # (N,) uint32
-    """Sum up each value."""
+    """Give the CRC-32 of the bytes of each value."""
     kind, flat = values.type, values
     if not len(values):
         return np.empty(0, np.uint32)
     if pa.types.is_fixed_size_list(kind):
         flat = values.flatten()
     if pa.types.is_primitive(flat.type):
-        words = flat.to_numpy(zero_copy_only=False).view(np.uint32).reshape(len(values), -1)
-        return np.einsum("ij,j->i", words, _powers(words.shape[1])) + np.uint32(1)
-    if pa.types.is_list(kind):
-        content, size = values.values.to_numpy(zero_copy_only=False), 4
+        content = flat.to_numpy(zero_copy_only=False)
+        size = content.nbytes // len(values)
+        ends = range(0, content.nbytes + 1, size)
     else:
-        content, size = values.buffers()[2] or b"", 1
+        if pa.types.is_list(kind):
+            content, size = values.values.to_numpy(zero_copy_only=False), 4
+        else:
+            content, size = values.buffers()[2] or b"", 1
+        offsets = np.frombuffer(values.buffers()[1], np.int32, len(values) + 1, 4 * values.offset)
+        ends = (offsets * np.int64(size)).tolist()
     data = memoryview(content).cast("B")
-    offsets = np.frombuffer(values.buffers()[1], np.int32, len(values) + 1, 4 * values.offset)
-    ends = (offsets * np.int64(size)).tolist()
     return np.array([zlib.crc32(data[a:b]) for a, b in itertools.pairwise(ends)], np.uint32)
 
 # %% ../nbs/08bb_rows.ipynb #328f022d

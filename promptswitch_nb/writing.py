@@ -7,6 +7,7 @@ __all__ = ['write_video']
 
 # %% ../nbs/05ba_writing.ipynb #2f1b261a
 import os
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -42,11 +43,28 @@ def write_video(
         )
     rate = Fraction(fps).limit_denominator(1001)
     options = _REPEATABLE.get(codec, {}) | dict(options or {})
-    with atomic_file(path) as part, open(part, "wb") as file, av.open(file, "w") as container:
+    with (
+        _same_priority(),
+        atomic_file(path) as part,
+        open(part, "wb") as file,
+        av.open(file, "w") as container,
+    ):
         _encode(container, frames, rate, codec, options, pix_fmt)
     return path
 
 # %% ../nbs/05ba_writing.ipynb #3265f0b3
+@contextmanager
+def _same_priority():
+    """Undo the real-time priority that SVT-AV1 takes for the whole process, if it is root's."""
+    known = hasattr(os, "sched_setscheduler")
+    before = (os.sched_getscheduler(0), os.sched_getparam(0)) if known else None
+    try:
+        yield
+    finally:
+        if known and os.sched_getscheduler(0) != before[0]:
+            os.sched_setscheduler(0, *before)
+
+
 def _encode(container, frames, rate, codec, options, pix_fmt):
     """Encode frames as the only stream of an open container."""
     stream = container.add_stream(codec, rate=rate, options=options)

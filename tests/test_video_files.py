@@ -448,6 +448,15 @@ def test_frames_after_a_jump_are_those_of_a_plain_decode(kind, tmp_path):
     assert reader.decoded < 3 * (GROUP + 6)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has none")
+def test_writing_a_video_leaves_the_priority_of_the_process(tmp_path):
+    before = os.sched_getscheduler(0)
+    write_video(
+        tmp_path / "a.mp4", np.zeros((9, 64, 64, 3), np.uint8), codec="libsvtav1", options=AV1
+    )
+    assert os.sched_getscheduler(0) == before  # of root, SVT-AV1 makes it a real-time process
+
+
 @pytest.mark.parametrize("kind", FROM_START, ids=lambda kind: kind[0])
 def test_files_whose_times_or_key_frames_are_not_sure_are_read_from_the_start(kind, tmp_path):
     path = encoded(tmp_path, *kind)
