@@ -165,7 +165,7 @@ def check_pytest(tmp: Path) -> Result:
             "no:cacheprovider",
             f"--junitxml={report}",
             "tests",
-            limit=1500,
+            limit=3000,
         )
     except Failed as error:
         output = str(error)

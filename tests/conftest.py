@@ -2,9 +2,13 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -16,6 +20,12 @@ from promptswitch_nb.datasets import write_example
 from promptswitch_nb.model import PromptSwitch
 from promptswitch_nb.model import make_system
 from promptswitch_nb.shapes import make_shapes
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Draw the same numbers in every run, also in the fixtures of a module."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +106,46 @@ def torchrun(*arguments: object, processes: int = 2, seconds: int = 200) -> str:
     done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+# For a process of which nothing may be heard: what is going to change in the packages that it uses.
+NO_NEWS = dict(PYTHONWARNINGS="ignore::DeprecationWarning,ignore::FutureWarning")
+
+
+def free_port() -> int:
+    """Find a port that nobody uses at the moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def answers(server: subprocess.Popen, port: int, seconds: float = 120) -> bool:
+    """Wait until a server can be reached; say no if it ends before."""
+    end = time.monotonic() + seconds
+    while server.poll() is None:
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        assert time.monotonic() < end, "the server does not answer"
+        time.sleep(0.2)
+    return False
+
+
+@contextmanager
+def served(command: Callable[[int], list]) -> Iterator[int]:
+    """Start a server on a port of this machine, and once more if somebody was faster to take it."""
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(2):
+        port = free_port()
+        server = subprocess.Popen([*map(str, command(port))], **quiet)
+        try:
+            if answers(server, port):
+                yield port
+                return
+        finally:
+            server.terminate()
+            server.wait()
+    pytest.fail("the server does not answer: it ends")
 
 
 def refuses(call, *args: object, contains: str, **options: object) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import NO_NEWS
 from conftest import small_model
 
 from promptswitch_nb import cli
@@ -82,13 +83,14 @@ def test_the_command_prints_on_any_terminal(start_model):
     c = start_model
     options = ["--dataset=folder", f"--data-root={c.data_root}", f"--results-dir={c.results_dir}"]
     name = os.fsdecode(b"--run=caf\xe9")  # a name that is no UTF-8
+    ascii = dict(PYTHONIOENCODING="ascii") | NO_NEWS
     code, out, err = ended(
-        start("evaluate", c.checkpoint, *options, "--split=train", name, PYTHONIOENCODING="ascii")
+        start("evaluate", c.checkpoint, *options, "--split=train", name, **ascii)
     )
     assert (code, err) == (0, "")
     assert r"\xb1 standard error" in out and r"caf\udce9: 8 of 8 videos" in out
     assert r"\u2192 text" in out
-    strict = dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    strict = dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0") | NO_NEWS
     code, out, err = ended(start("evaluate", c.checkpoint, *options, "--split=train", **strict))
     assert (code, err, r"\xb1 standard error" in out) == (0, "", True)
     code, out, err = ended(start("train", "--help", **strict))
@@ -97,16 +99,16 @@ def test_the_command_prints_on_any_terminal(start_model):
 
 @linux_only
 def test_python_m_is_the_command_and_its_output_may_break(tmp_path):
-    windows = dict(PYTHONIOENCODING="cp1252")
+    windows = dict(PYTHONIOENCODING="cp1252") | NO_NEWS
     code, out, err = ended(start("cli", "train", "--help", **windows))
     assert (code, err, r"\u03bb of Eq. 6" in out) == (0, "", True)
     reader, writer = os.pipe()
-    process = start("cli", "systems", stdout=writer)
+    process = start("cli", "systems", stdout=writer, **NO_NEWS)
     os.close(writer)
     os.close(reader)
     assert ended(process) == (141, "", "")
     with open("/dev/full", "w") as full:
-        code, _, err = ended(start("cli", "systems", stdout=full))
+        code, _, err = ended(start("cli", "systems", stdout=full, **NO_NEWS))
     assert code == 1
     assert err.startswith("promptswitch: the disk is full ([Errno 28] No space left on device)")
     assert len(err.splitlines()) == 1
@@ -202,7 +204,7 @@ def test_a_config_with_a_fault_is_one_sentence(tmp_path, capsys):
     assert "run.yaml cannot be read (steps stands twice)" in line
     assert cli.main(["train", "--model_options", "{a: [}", "--output_dir=x"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "'{a: [}' is no YAML (line 1, column 6: expected the node content" in line
+    assert "'{a: [}' is no YAML (line 1, column 6: " in line
 
 
 def test_an_error_in_a_decoding_process_is_one_sentence(small_run, capsys):
@@ -431,7 +433,7 @@ def test_without_a_terminal_work_prints_lines_and_no_bar():
     out, err = walked(None)
     assert err == ""
     assert [line[: len(LINES[0])] for line in out.splitlines()] == LINES
-    assert all(re.search(r", [\d,.]+ miles/s, 0:00:00 left$", line) for line in out.splitlines())
+    assert all(re.search(r", [\d,.]+ miles/s, 0:00:\d\d left$", line) for line in out.splitlines())
 
 
 @linux_only

@@ -90,7 +90,7 @@ def test_a_row_that_fails_stops_the_others_and_says_why(few_shapes, tmp_path, ca
     place = Place(str(few_shapes), str(tmp_path / "results"), str(tmp_path / "runs"))
     begin = time.monotonic()
     run_rows(study, place, ["mean", "full"])
-    assert time.monotonic() - begin < 100
+    assert time.monotonic() - begin < 600
     printed = capsys.readouterr().out
     assert "full: [1/1] demo/full-seed0: FAILED, see " in printed
     assert "captioner_layers must not be negative" in printed

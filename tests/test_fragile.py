@@ -33,6 +33,7 @@ from promptswitch_nb.windows import Windowing
 
 SECOND = Windowing(seconds=1.0, overlap=0.0)
 CRASH, HANG = "its decoder crashed (exit status {})", "it is not read after {:g} seconds"
+PATIENCE = 10.0  # seconds for a window; a good file may wait for a core
 FRAGILE = """
 import os
 import signal
@@ -99,7 +100,7 @@ def fragile(place, monkeypatch) -> Path:
     return place
 
 
-def reasons_of(ends: list[FileEnd], *, seconds: float = 2.0) -> dict[str, str]:
+def reasons_of(ends: list[FileEnd], *, seconds: float = PATIENCE) -> dict[str, str]:
     """Return the reasons by name, without the megabytes that a file adds to the limit."""
     names = [Path(os.fsdecode(end.path)).stem for end in ends]
     hang = HANG.format(seconds)[:-10]
@@ -109,7 +110,7 @@ def reasons_of(ends: list[FileEnd], *, seconds: float = 2.0) -> dict[str, str]:
 
 
 EXPECTED = {"0": "", "4": "", "5": "", "1 crash": CRASH.format(-11)}
-EXPECTED |= {"2 hang": HANG.format(2)[:-10], "3 late": CRASH.format(-6)}
+EXPECTED |= {"2 hang": HANG.format(PATIENCE)[:-10], "3 late": CRASH.format(-6)}
 
 
 def run_all(place: Path, workers: int, names: str = "012345") -> tuple[dict[str, str], list[int]]:
@@ -117,7 +118,7 @@ def run_all(place: Path, workers: int, names: str = "012345") -> tuple[dict[str,
     view = small_model().preprocess
     paths = find_videos(place / "videos")
     paths = [path for path in paths if os.path.basename(os.fsdecode(path))[0] in names]
-    events = [*events_of(paths, view, SECOND, workers=workers, seconds=2.0)]
+    events = [*events_of(paths, view, SECOND, workers=workers, seconds=PATIENCE)]
     ends = [event for event in events if isinstance(event, FileEnd)]
     clips = [event for event in events if isinstance(event, FileClip)]
     whole = {end.file for end in ends if not end.reason}
@@ -217,7 +218,7 @@ def test_an_index_lists_them_and_tries_again(fragile, monkeypatch, tmp_path):
     """What was broken off leaves no windows; when the decoder is mended, it is indexed."""
     index = VideoIndex.open(tmp_path / "videos.lance", small_model())
     options = dict(windowing=SECOND, workers=2, quiet=True)
-    report = index.add(fragile / "videos", seconds=2.0, **options)
+    report = index.add(fragile / "videos", seconds=PATIENCE, **options)
     assert report.added == 3
     assert sorted(Path(path).stem for path, _ in report.skipped) == ["1 crash", "2 hang", "3 late"]
     assert index.store.count("windows") == 9
@@ -230,7 +231,8 @@ def test_an_index_lists_them_and_tries_again(fragile, monkeypatch, tmp_path):
 def test_shards_list_them(fragile):
     """The command's default decodes in other processes; windows of a broken file are left out."""
     where = dict(folder=str(fragile / "videos"), out=str(fragile / "out"))
-    config = EncodeConfig(model=str(fragile / "model"), window=1.0, overlap=0.0, seconds=2, **where)
+    where |= dict(window=1.0, overlap=0.0, seconds=PATIENCE)
+    config = EncodeConfig(model=str(fragile / "model"), **where)
     shards, _ = plan_shards(config)
     assert [shard.workers for shard in shards] == [encode.spare_cores()]
     assert [shard.workers for shard in plan_shards(replaced(config, ray=True))[0]] == [1]

@@ -396,13 +396,12 @@ def test_a_file_that_crashes_or_hangs_its_decoder(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     work, items = importlib.import_module("odd").work, {f"v{n}": 10 * n for n in range(7)}
-    started = time.monotonic()
-    found = list(in_processes(work, items, workers=2, seconds=1))
-    assert len(found) == 7 and time.monotonic() - started < 90
+    found = list(in_processes(work, items, workers=2, seconds=10))
+    assert len(found) == 7
     assert dict(found) == {
         "v0": 0,
         "v1": Failed("its decoder crashed (exit status 7)"),
-        "v2": Failed("it is not read after 1 seconds"),
+        "v2": Failed("it is not read after 10 seconds"),
         "v3": Failed("ValueError: no good"),
         "v4": 80,
         "v5": 100,

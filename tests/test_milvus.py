@@ -1,13 +1,11 @@
 """The store over Milvus, tried on `milvus-lite server`."""
 
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import served
 
 pytest.importorskip("milvus_lite")
 pa = pytest.importorskip("pyarrow")
@@ -24,21 +22,10 @@ from promptswitch_nb.vector_store import open_store  # noqa: E402
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory) -> str:
     """Start a server on this machine alone."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
     folder = tmp_path_factory.mktemp("milvus") / "data"
     command = [Path(sys.executable).with_name("milvus-lite"), "server", "--data-dir", folder]
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], **quiet)
-    for _ in range(150):
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.2)
-    yield f"http://127.0.0.1:{port}"
-    server.terminate()
-    server.wait()
+    with served(lambda port: [*command, "--host", "127.0.0.1", "--port", port]) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

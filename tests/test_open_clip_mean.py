@@ -14,6 +14,7 @@ import open_clip
 import pytest
 import torch
 import yaml
+from conftest import NO_NEWS
 from conftest import SHORT_RUN
 from open_clip.transform import PreprocessCfg
 from open_clip.transform import image_transform_v2
@@ -275,7 +276,7 @@ def test_a_fresh_process_loads_it_and_says_nothing(siglip, site, tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "saved"), json.dumps(TEXTS)],
         capture_output=True,
         text=True,
-        env=os.environ | dict(PYTHONPATH=path),
+        env=os.environ | dict(PYTHONPATH=path) | NO_NEWS,
     )
     assert not done.stderr
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), text, atol=1e-6, rtol=0)
@@ -421,12 +422,13 @@ def test_weights_are_there_or_it_is_an_error(siglip, tmp_path):
     with pytest.raises(ValueError, match="open_clip cannot build 'local-dir:"):
         built(siglip)
     weights.unlink()
-    with pytest.raises(ValueError, match="weights .* could not be loaded"):
+    with pytest.raises(ValueError, match="(?s)cannot build 'local-dir:.*; connect to the network"):
         built(siglip)
     (folder / "open_clip_config.json").unlink()
     with pytest.raises(ValueError, match="it must hold an open_clip_config.json"):
         built(siglip)
-    with pytest.raises(ValueError, match="not a known tag or valid file path.*connect to the net"):
+    words = "(?s)cannot build 'RN50' with pretrained='nonsense': .*; connect to the network"
+    with pytest.raises(ValueError, match=words):
         OpenClipMean.from_open_clip("RN50", pretrained="nonsense")
     with pytest.raises(ValueError, match="hf-hub:nobody/nothing cannot be read"):
         built("hf-hub:nobody/nothing")
@@ -456,7 +458,7 @@ def test_weights_of_another_activation_are_an_error(tmp_path, monkeypatch):
         monkeypatch.setattr(open_clip.factory, "get_pretrained_cfg", lambda name, tag_: tag)
         file = str(tmp_path / "weights.bin")
         monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *a, **k: file)
-        with pytest.raises(ValueError, match="QuickGELU mismatch.*take the name with -quickgelu"):
+        with pytest.raises(ValueError, match="; take the name with -quickgelu"):
             OpenClipMean.from_open_clip("little-plain", pretrained="openai")
         tag["quick_gelu"] = False
         made = OpenClipMean.from_open_clip("little-plain", pretrained="openai").clip.model

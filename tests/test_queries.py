@@ -208,7 +208,7 @@ def test_what_is_neither_picture_nor_video_is_refused(files):
     Path("empty.mp4").touch()
     cases = {
         "notes.txt": "no picture that Pillow knows",
-        "cut.jpg": "cannot be read as a picture: Truncated",
+        "cut.jpg": "cannot be read as a picture: ",
         "empty.mp4": "empty",
     }
     for name, why in cases.items():

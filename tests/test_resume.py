@@ -21,7 +21,7 @@ from promptswitch_nb.train import TrainConfig
 from promptswitch_nb.train import read_log
 from promptswitch_nb.train import train
 
-STEPS = 24
+STEPS = 60
 LIMIT = 900  # seconds after which a process is taken to hang; it needs a few
 
 

@@ -231,7 +231,7 @@ def test_readers_see_what_a_writer_adds(videos, tmp_path):
         thread.start()
     shutil.copytree(videos / "home", folder / "b")
     command = [sys.executable, "-m", "promptswitch_nb.cli", "index", folder, "--db", database]
-    done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=600)
     deadline = time.monotonic() + 60
     while not all(8 in counts for counts in seen) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -246,7 +246,7 @@ def test_an_index_survives_kills():
     """Two runs are killed at random moments; nothing committed is lost, nothing is there twice."""
     script = Path(__file__).with_name("kill_indexing.py")  # a process that has not used LanceDB
     command = [sys.executable, str(script), "--times", "2", "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("kill ") == 2
 

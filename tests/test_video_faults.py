@@ -61,10 +61,10 @@ def test_a_data_tree_is_checked_though_files_crash_or_hang_their_decoder(tmp_pat
     work = importlib.import_module("crashing").decode_error
     monkeypatch.setattr(data_check, "decode_error", work)
     root = write_example("folder", tmp_path / "data")
-    report = data_check.check_data("folder", root, workers=2, seconds=2)
+    report = data_check.check_data("folder", root, workers=2, seconds=10)
     assert {Path(path).stem: reason for _, path, reason in report.bad} == {
         "square_0": "its decoder crashed (exit status 7)",
-        "square_1": "it is not read after 2 seconds",
+        "square_1": "it is not read after 10 seconds",
     }
     assert sum(split.undecodable for split in report.splits) == 2
 
