@@ -282,7 +282,7 @@ def test_a_validation_set_that_cannot_be_decoded_is_told(small_run, tmp_path):
     for row in rows:
         if row["split"] == "val":
             (tmp_path / "data" / "videos" / row["video"]).write_bytes(b"no video")
-    with pytest.raises(DataError, match="2 videos"):
+    with pytest.raises(DataError, match="no video of 2 can be decoded"):
         run(small_run, max_bad_share=1)
     assert len((tmp_path / "run" / "bad_videos.csv").read_text().splitlines()) == 3
 

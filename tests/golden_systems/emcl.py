@@ -13,6 +13,9 @@ from promptswitch_nb.system import unit
 SETTINGS = {"E", "B", "F", "K", "stage_num", "momentum", "lamd", "beta", "temp", "logit_scale_log"}
 SETTINGS |= {"mu_at_start_unique_abs"}
 STARTS = ("start", "distinct")
+# Equal bases make the last digits of this one uncertain: in float64 the same steps lie 2.9e-5 from
+# the recorded number, and each kind of processor rounds to another one of that size.
+ROUNDED = {"emcl.out_eval": 3}
 
 
 def build(start: str, golden: dict, **options) -> EMCL:
@@ -88,7 +91,7 @@ def check_everything(golden: dict) -> None:
     tensors["start.eval_logits_sub_block"] = sub
     change = (sub - tensors["start.eval_logits"][:half, :half]).abs().max().item()
     numbers["block_dependence_max_abs"] = change
-    compare(golden, tensors, numbers, settings=SETTINGS)
+    compare(golden, tensors, numbers, settings=SETTINGS, factors=ROUNDED)
 
 
 def check_the_start(golden: dict) -> None:
