@@ -57,8 +57,8 @@ def compare(
     """Demand that each tensor and each number of a folder is made, and is as it is recorded.
 
     Numbers have dotted names. Not demanded are the tensors that are `given`, and the numbers
-    under the names of `settings`. Whole numbers must be equal. A tensor that is recorded times
-    a factor may be off by as much more.
+    under the names of `settings`. Whole numbers must be equal. What is recorded times a factor may
+    be off by as much more.
     """
     recorded = {k: v for k, v in golden["expected"].items() if k not in {*settings, "torch"}}
     recorded = flat(recorded)
@@ -74,7 +74,8 @@ def compare(
     for name, ours in numbers.items():
         theirs = recorded[name]
         if isinstance(theirs, float) or (isinstance(theirs, list) and isinstance(theirs[0], float)):
-            close_enough(name, torch.tensor(ours), torch.tensor(theirs), bound_of(name))
+            factor = (factors or {}).get(name, 1)
+            close_enough(name, torch.tensor(ours), torch.tensor(theirs), bound_of(name), factor)
         else:
             assert ours == theirs, name
 
