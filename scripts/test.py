@@ -21,7 +21,7 @@ from promptswitch_nb.datasets import dataset_names
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-NOTEBOOK_SECONDS = 300
+NOTEBOOK_SECONDS = 600
 TEST_DATA = os.environ.get("PROMPTSWITCH_TEST_DATA")
 NOWHERE = "http://127.0.0.1:9"  # no check may need the network: whoever asks it is refused at once
 
